@@ -1,0 +1,38 @@
+"""What all tests share: the schedules every statement is proved on, and how hypothesis searches."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+
+from unstir.diffusion.process import GaussianProcess
+from unstir.diffusion.schedule import Cosine, LinearBeta, RectifiedFlow, Schedule, Tabulated, linear_betas
+
+settings.register_profile("unstir", deadline=None, max_examples=30, derandomize=True, database=None)
+settings.load_profile("unstir")
+
+SCHEDULES: dict[str, Schedule] = {
+    "linear": LinearBeta(),
+    "cosine": Cosine(),
+    "flow": RectifiedFlow(),
+    "table": Tabulated.from_betas(linear_betas(1000)),
+}
+ZERO_SNR: dict[str, Schedule] = {"zero-snr-table": Tabulated(table=(0.9, 0.5, 0.1, 0.0))}
+
+
+@pytest.fixture(params=SCHEDULES.values(), ids=SCHEDULES.keys(), scope="session")
+def schedule(request: pytest.FixtureRequest) -> Schedule:
+    """The four kinds of schedule in turn."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def process(schedule: Schedule) -> GaussianProcess:
+    """A Gaussian process on each of the four schedules in turn."""
+    return GaussianProcess(schedule=schedule)
+
+
+@pytest.fixture(params=[*SCHEDULES.values(), *ZERO_SNR.values()], ids=[*SCHEDULES, *ZERO_SNR], scope="session")
+def any_process(request: pytest.FixtureRequest) -> GaussianProcess:
+    """The same, and a table that ends without any signal."""
+    return GaussianProcess(schedule=request.param)

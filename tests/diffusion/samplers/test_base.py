@@ -1,0 +1,315 @@
+"""What holds for every sampler: order of convergence against exact flows, the loop, the ends, and independence of samples.
+
+Every entry of ``SAMPLERS`` is picked up by itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from unstir.diffusion.denoiser import Denoiser
+from unstir.diffusion.noise import KeyedNoise
+from unstir.diffusion.process import Estimate, GaussianProcess, Process
+from unstir.diffusion.samplers import DDIM, SAMPLERS, DPMSolver2M, Sampler, Step, sample
+from unstir.diffusion.samplers.dpm_solver import Before
+from unstir.diffusion.schedule import Cosine, Level, RectifiedFlow, Schedule
+from unstir.diffusion.spacing import SPACINGS, Spacing, trailing
+from unstir.verify.oracles import GaussianOracle, GivenNoise, MixtureOracle, observed_orders
+
+GAUSSIAN = GaussianOracle(mean=torch.tensor([-0.5]), variance=torch.tensor([2.5]))
+MIXTURE = MixtureOracle(
+    means=torch.tensor([[-0.8], [0.9]]), variances=torch.tensor([0.3, 0.15]), weights=torch.tensor([0.4, 0.6])
+)
+POINTS = MixtureOracle.finite(torch.tensor([[-1.0], [0.6]]))
+LAWS: dict[str, GaussianOracle | MixtureOracle] = {"gaussian": GAUSSIAN, "mixture": MIXTURE, "points": POINTS}
+EACH: dict[str, Sampler[Any]] = {name: kind() for name, kind in SAMPLERS.items()}
+DETERMINISTIC = {name: sampler for name, sampler in EACH.items() if sampler.order > 0}
+STARTS = torch.tensor([[-1.6], [-0.9], [0.8], [1.5]], dtype=torch.float64)
+
+each_sampler = pytest.mark.parametrize("sampler", EACH.values(), ids=EACH.keys())
+
+
+def keyed(count: int) -> KeyedNoise:
+    return KeyedNoise.from_seeds(range(count))
+
+
+def walk(
+    sampler: Sampler[Any], denoise: Denoiser, process: Process, x: Tensor, times: Sequence[float], noise: KeyedNoise | None = None
+) -> Tensor:
+    *_, last = sample(sampler, denoise, process, x, times, noise or keyed(x.shape[0]))
+    return last.x
+
+
+@cache
+def grid(schedule: Schedule, num_steps: int, pattern: tuple[float, ...], start: float, end: float) -> tuple[float, ...]:
+    """Times from ``start`` to ``end`` whose steps in log-SNR follow a repeated pattern."""
+    ends = schedule.at(torch.tensor([start, end], dtype=torch.float64)).log_snr
+    lengths = torch.tensor(pattern, dtype=torch.float64).repeat(num_steps // len(pattern))
+    shares = torch.cumsum(lengths, 0)[:-1] / lengths.sum()
+    inner = schedule.time_of(ends[0] + (ends[1] - ends[0]) * shares)
+    return (start, *inner.tolist(), end)
+
+
+@cache
+def times_of(spacing: Spacing, schedule: Schedule, num_steps: int) -> tuple[float, ...]:
+    return spacing(schedule, num_steps)
+
+
+def errors(
+    sampler: Sampler[Any],
+    oracle: GaussianOracle | MixtureOracle,
+    schedule: Schedule,
+    pattern: tuple[float, ...],
+    counts: Sequence[int],
+    span: tuple[float, float] = (0.9, 0.1),
+) -> list[float]:
+    """Largest distance from the exact flow, for each number of steps."""
+    process = GaussianProcess(schedule=schedule)
+    ends = schedule.at(torch.tensor(span, dtype=torch.float64))
+    x = ends.alpha[0] * STARTS + ends.sigma[0] * STARTS.flip(0) * 0.3
+    exact = oracle.flow(x, ends[0], ends[1])
+    return [
+        (walk(sampler, oracle, process, x, grid(schedule, count, pattern, *span)) - exact).abs().max().item() for count in counts
+    ]
+
+
+@pytest.mark.parametrize("pattern", [(1.0,), (1.0, 3.0)], ids=["even", "uneven"])
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_order_of_convergence(name: str, law: str, schedule: Schedule, pattern: tuple[float, ...]) -> None:
+    """The error against the exact probability flow falls with the promised order, on even steps and on 3:1 ones (C14)."""
+    sampler = DETERMINISTIC[name]
+    measured = errors(sampler, LAWS[law], schedule, pattern, (64, 128))
+    assert measured[-1] < 0.05
+    assert observed_orders(measured)[-1] == pytest.approx(sampler.order, abs=0.25)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broken(DPMSolver2M):
+    """DPM-Solver++(2M) with one of the two slips that other tools made or were told to make."""
+
+    slip: str
+
+    def step(
+        self, denoise: Denoiser, process: Any, x_t: Tensor, t: Level, s: Level, memory: Before | None, noise: Any
+    ) -> tuple[Tensor, Before | None]:
+        if memory is not None:
+            h, h_last = (s.log_snr - t.log_snr) / 2, t.log_snr / 2 - memory.half_log_snr
+            weight = {"h is h_last": h_last / h_last, "r inverted": h_last / h}[self.slip] / (h / h_last)
+            here = Before(x0=denoise(x_t, t).x0, half_log_snr=t.log_snr / 2)
+            scaled = here.x0 + weight * (memory.x0 - here.x0)  # makes the sampler's own weight act as the broken one
+            memory = replace(memory, x0=scaled)
+        return super().step(denoise, process, x_t, t, s, memory, noise)
+
+
+@pytest.mark.parametrize(("slip", "order"), [("h is h_last", 1), ("r inverted", 2)])
+def test_what_order_can_and_cannot_see(slip: str, order: int) -> None:
+    """Replacing h by h_last drops 2M to first order on uneven steps (C15), so the test above would notice.
+
+    An inverted ratio r keeps second order, for its errors telescope (C16): the exact vectors of test_dpm_solver.py see that.
+    """
+    measured = errors(Broken(slip=slip), GAUSSIAN, Cosine(), (1.0, 3.0), (64, 128))
+    assert observed_orders(measured)[0] == pytest.approx(order, abs=0.15)
+
+
+@each_sampler
+@pytest.mark.parametrize("num_steps", [1, 2, 7])
+def test_steps_are_numbered_from_noise_to_data(sampler: Sampler[Any], schedule: Schedule, num_steps: int) -> None:
+    """Step 0 is the start without a belief; then N steps with the last call's belief, one for each time of the grid (C2, C5)."""
+    process, x = GaussianProcess(schedule=schedule), torch.randn(2, 1, generator=torch.Generator().manual_seed(0))
+    times = trailing(schedule, num_steps)
+    asked: list[tuple[float, Tensor]] = []
+
+    def denoise(x_t: Tensor, level: Level) -> Estimate:
+        asked.append((level.t.item(), x_t))
+        return Estimate(x0=GAUSSIAN(x_t, level).x0)
+
+    steps = list(sample(sampler, denoise, process, x, times, keyed(2)))
+    assert [step.index for step in steps] == list(range(num_steps + 1))
+    assert tuple(step.t for step in steps) == times
+    assert steps[0].x is x
+    assert steps[0].belief is None
+    assert [t for t, _ in asked] == list(times[:-1]), "one evaluation a step, at the level where the step starts (C1, C4)"
+    for before, step in zip(steps[:-1], steps[1:], strict=True):
+        assert step.belief is not None
+        expected = GAUSSIAN(before.x, schedule.at(torch.tensor(before.t, dtype=torch.float64))).x0
+        assert torch.equal(step.belief.x0, expected)
+
+
+@each_sampler
+@pytest.mark.parametrize("num_steps", [1, 2, 9])
+def test_the_last_step_is_the_belief_itself(sampler: Sampler[Any], schedule: Schedule, num_steps: int) -> None:
+    """A step to sigma = 0 returns D bit for bit, without noise (C17, C22)."""
+    x = torch.randn(3, 1, generator=torch.Generator().manual_seed(0))
+    steps: list[Step] = list(
+        sample(sampler, MIXTURE, GaussianProcess(schedule=schedule), x, trailing(schedule, num_steps), keyed(3))
+    )
+    belief = steps[-1].belief
+    assert belief is not None
+    assert torch.equal(steps[-1].x, belief.x0)
+
+
+@each_sampler
+@pytest.mark.parametrize("spacing", SPACINGS.values(), ids=SPACINGS.keys())
+def test_every_number_of_steps_is_finite(sampler: Sampler[Any], any_process: GaussianProcess, spacing: Spacing) -> None:
+    """From t = 1, where alpha may be 0, for every N in 1..50, in float32: finite, and within the reach of the data (C18, C8)."""
+    x = any_process.prior(torch.zeros(2, 1)).sample(keyed(2))
+    for num_steps in range(1, 51) if spacing is trailing else (1, 2, 3, 5, 8, 13, 50):
+        end = walk(sampler, GAUSSIAN, any_process, x, times_of(spacing, any_process.schedule, num_steps))
+        assert end.dtype == torch.float32
+        assert bool((end.abs() < 4).all()), num_steps
+
+
+@each_sampler
+@pytest.mark.parametrize("start", [1.0, 0.7, 0.05])
+def test_a_perfect_belief_brings_back_the_source(sampler: Sampler[Any], schedule: Schedule, start: float) -> None:
+    """Adding noise and solving from there with D exact returns the source, for every level and number of steps (C12)."""
+    source = torch.tensor([[0.3, -0.8]], dtype=torch.float64)
+    oracle, process = MixtureOracle.finite(source), GaussianProcess(schedule=schedule)
+    noisy = process.marginal(source, schedule.at(torch.tensor(start, dtype=torch.float64))).sample(keyed(1))
+    for num_steps in (1, 2, 3, 10):
+        times = [start * (num_steps - i) / num_steps for i in range(num_steps + 1)]
+        torch.testing.assert_close(walk(sampler, oracle, process, noisy, times), source, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_a_perfect_belief_is_followed_exactly(name: str, schedule: Schedule) -> None:
+    """Where D does not change along the way, x_s = alpha_s x0 + sigma_s eps at every step, whatever its length."""
+    source, z = torch.tensor([[0.3]], dtype=torch.float64), torch.tensor([[-1.2]], dtype=torch.float64)
+    oracle, process = MixtureOracle.finite(source), GaussianProcess(schedule=schedule)
+    times = [0.9, 0.85, 0.4, 0.39, 0.1]
+    levels = schedule.at(torch.tensor(times, dtype=torch.float64))
+    start = levels.alpha[0] * source + levels.sigma[0] * z
+    for i, step in enumerate(sample(DETERMINISTIC[name], oracle, process, start, times, keyed(1))):
+        torch.testing.assert_close(step.x, levels.alpha[i] * source + levels.sigma[i] * z, rtol=1e-12, atol=1e-13)
+
+
+@each_sampler
+def test_a_sampler_keeps_nothing(sampler: Sampler[Any], schedule: Schedule) -> None:
+    """A used sampler gives what a fresh one gives, after other grids and batch sizes and between interleaved runs (C20)."""
+    process, fresh = GaussianProcess(schedule=schedule), replace(sampler)  # type: ignore[type-var]
+    x, times = torch.randn(2, 1, generator=torch.Generator().manual_seed(0)), trailing(schedule, 6)
+    expected = walk(fresh, MIXTURE, process, x, times)
+    walk(sampler, MIXTURE, process, x.repeat(3, 1), trailing(schedule, 4), keyed(6))
+    assert torch.equal(walk(sampler, MIXTURE, process, x, times), expected)
+
+    runs = [sample(sampler, MIXTURE, process, start, times, keyed(2)) for start in (x, -x)]
+    ends = [x, x]
+    for _ in range(7):
+        ends = [next(run).x for run in runs]
+    assert torch.equal(ends[0], expected)
+
+
+@each_sampler
+def test_threads_may_share_a_sampler(sampler: Sampler[Any]) -> None:
+    """Four threads sharing everything give the same as one after another (C21)."""
+    process, starts = GaussianProcess(schedule=Cosine()), torch.randn(4, 2, 1, generator=torch.Generator().manual_seed(0))
+    times = trailing(process.schedule, 8)
+
+    def run(x: Tensor) -> Tensor:
+        return walk(sampler, MIXTURE, process, x, times)
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(run, starts))
+    for x, end in zip(starts, together, strict=True):
+        assert torch.equal(end, run(x))
+
+
+@each_sampler
+def test_a_picture_depends_on_its_key_alone(sampler: Sampler[Any], schedule: Schedule) -> None:
+    """Alone or in a batch of three, the same key gives the same sample; another key another one (C20, C22)."""
+    process, noise = GaussianProcess(schedule=schedule), KeyedNoise.from_seeds([5, 6, 7])
+    like, times = torch.zeros(3, 2, 4, dtype=torch.float64), trailing(schedule, 7)
+    oracle = GaussianOracle(mean=torch.tensor([[0.5], [-0.2]]), variance=torch.tensor([[0.25], [0.6]]))
+    batch = walk(sampler, oracle, process, process.prior(like).sample(noise), times, noise)
+    for i in range(3):
+        rows = slice(i, i + 1)
+        alone = walk(sampler, oracle, process, process.prior(like[rows]).sample(noise.rows(rows)), times, noise.rows(rows))
+        assert torch.equal(alone, batch[rows])
+    assert not torch.equal(batch[0], batch[1])
+
+
+@each_sampler
+def test_samples_of_a_memorising_denoiser_are_data(sampler: Sampler[Any], schedule: Schedule) -> None:
+    """With the exact denoiser of four points, samples are those points, each about as often as another (4 standard errors)."""
+    points = torch.tensor([[1.0, 0.3], [-0.3, 1.0], [-1.0, -0.3], [0.3, -1.0]])  # turned into each other by quarter turns
+    oracle, process, noise = MixtureOracle.finite(points), GaussianProcess(schedule=schedule), keyed(400)
+    x = process.prior(torch.zeros(400, 2)).sample(noise)
+    end = walk(sampler, oracle, process, x, trailing(schedule, 40), noise)
+    distance, nearest = torch.cdist(end, points).min(1)
+    assert distance.max().item() < 0.02
+    shares = torch.bincount(nearest, minlength=4) / 400
+    assert shares.tolist() == pytest.approx([0.25] * 4, abs=4 * math.sqrt(0.25 * 0.75 / 400))
+
+
+@each_sampler
+def test_sampling_builds_no_graph_and_leaves_gradients_on(sampler: Sampler[Any]) -> None:
+    """Steps run without gradients, and between two steps the caller's gradients are as they were."""
+    weight = torch.tensor(0.5, requires_grad=True)
+
+    def denoise(x_t: Tensor, level: Level) -> Estimate:
+        return Estimate(x0=weight * x_t)
+
+    process = GaussianProcess(schedule=Cosine())
+    for step in sample(sampler, denoise, process, torch.ones(2, 1), trailing(process.schedule, 3), keyed(2)):
+        assert torch.is_grad_enabled()
+        assert not step.x.requires_grad
+
+
+def test_every_step_has_its_own_randomness() -> None:
+    """Step i, from 0, is handed ``noise.at(i)`` (documented)."""
+
+    @dataclass(frozen=True)
+    class Watching(DDIM):
+        seen: list[KeyedNoise]
+
+        def step(self, *arguments: Any, **named: Any) -> tuple[Tensor, None]:
+            self.seen.append(arguments[-1])
+            return super().step(*arguments, **named)
+
+    sampler, process = Watching(seen=[]), GaussianProcess(schedule=Cosine())
+    walk(sampler, GAUSSIAN, process, torch.ones(2, 1), trailing(process.schedule, 4), keyed(2))
+    assert sampler.seen == [keyed(2).at(i) for i in range(3)], "the last step is the belief, and needs none"
+
+
+@each_sampler
+def test_a_walk_may_start_and_stop_anywhere(sampler: Sampler[Any], schedule: Schedule) -> None:
+    """A grid from t = 0.6 to t = 0.2 leaves x with the spread of t = 0.2 (C30): noise of the level is kept, not removed."""
+    process, ends = GaussianProcess(schedule=schedule), schedule.at(torch.tensor([0.6, 0.2], dtype=torch.float64))
+    x0 = torch.full((1, 4000), 0.5, dtype=torch.float64)
+    oracle = MixtureOracle.finite(x0[0][None])
+    x = process.marginal(x0, ends[0]).sample(keyed(1).at(99))
+    end = walk(sampler, oracle, process, x, [0.6, 0.45, 0.3, 0.2])
+    assert (end - ends.alpha[1] * x0).std().item() == pytest.approx(ends.sigma[1].item(), rel=4 / math.sqrt(2 * 4000))
+
+
+@pytest.mark.parametrize(
+    "times",
+    [(), (1.0,), (1.0, 1.0), (0.5, 0.6), (1.0, 0.5, 0.5, 0.0), (1.1, 0.0), (1.0, -0.1), (1.0, math.nan)],
+    ids=str,
+)
+def test_refuses_a_grid_that_does_not_fall(times: tuple[float, ...]) -> None:
+    """ValueError for fewer than two times, times that do not fall strictly, or leave [0, 1]."""
+    process = GaussianProcess(schedule=RectifiedFlow())
+    with pytest.raises(ValueError, match="times"):
+        list(sample(DDIM(), GAUSSIAN, process, torch.ones(1, 1), times, keyed(1)))
+
+
+def test_orders_of_what_draws_is_zero() -> None:
+    """0 for a sampler that draws, so that the order test leaves it out; and nothing deterministic says 0."""
+    noisy, quiet = (GivenNoise(value=torch.tensor(value, dtype=torch.float64)) for value in (1.0, 0.0))
+    process = GaussianProcess(schedule=Cosine())
+    t, s = (process.schedule.at(torch.tensor(value, dtype=torch.float64)) for value in (0.6, 0.3))
+    x = torch.ones(1, 1, dtype=torch.float64)
+    for sampler in (*EACH.values(), DDIM(eta=0.5)):
+        moved = [sampler.step(GAUSSIAN, process, x, t, s, sampler.start(), noise)[0] for noise in (noisy, quiet)]
+        assert (sampler.order == 0) is (not torch.equal(*moved))

@@ -1,0 +1,319 @@
+"""Schedules against the papers' formulas, their own derivatives and inverses, numpy and diffusers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from unstir.diffusion.schedule import (
+    Cosine,
+    Level,
+    LinearBeta,
+    RectifiedFlow,
+    Schedule,
+    Tabulated,
+    VariancePreserving,
+    linear_betas,
+    spread,
+)
+from unstir.diffusion.spacing import trailing
+
+INSIDE = st.floats(0.01, 0.99)
+VARIANCE_PRESERVING = [LinearBeta(), Cosine(), Tabulated.from_betas(linear_betas(1000)), Tabulated(table=(0.5, 0.0))]
+
+
+def time(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def scalar(value: float) -> torch.Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("schedule", VARIANCE_PRESERVING, ids=lambda schedule: type(schedule).__name__)
+def test_variance_preserving_keeps_variance(schedule: VariancePreserving) -> None:
+    """alpha^2 + sigma^2 = 1 (Song et al. 2021, Sec. 3.4), and alpha^2 is alpha_bar."""
+    t = torch.linspace(0, 1, 257, dtype=torch.float64)
+    level = schedule.at(t)
+    torch.testing.assert_close(level.alpha**2 + level.sigma**2, torch.ones_like(t), rtol=0, atol=1e-15)
+    torch.testing.assert_close(level.alpha**2, schedule.alpha_bar(t), rtol=1e-14, atol=0)
+
+
+@given(st.floats(0, 1), st.floats(0.01, 5), st.floats(5, 40))
+def test_linear_is_the_exponential_of_the_accumulated_rate(t: float, low: float, high: float) -> None:
+    """alpha_bar = exp(-integral of beta), beta linear (Song et al. 2021, Eqs. 29 and 33); trapezoids are exact here."""
+    nodes = numpy.linspace(0, t, 5)
+    accumulated = numpy.trapezoid(low + nodes * (high - low), nodes)
+    got = LinearBeta(beta_min=low, beta_max=high).alpha_bar(scalar(t)).item()
+    assert got == pytest.approx(math.exp(-accumulated), rel=1e-12)
+
+
+@pytest.mark.parametrize(("t", "ratio"), [(0.0, 1.0), (1.0, 0.0), (0.5, None), (0.123, None), (0.999, None)])
+def test_cosine_is_the_papers_formula(t: float, ratio: float | None) -> None:
+    """alpha_bar = f(t)/f(0), f = cos^2((t + s)/(1 + s) pi/2), s = 0.008 (Nichol & Dhariwal 2021, Eq. 17), up to the floor."""
+
+    def f(u: float) -> float:
+        return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    expected = f(t) / f(0) if ratio is None else ratio
+    assert Cosine().alpha_bar(scalar(t)).item() == pytest.approx(expected, rel=1e-8, abs=1.001e-9)
+
+
+@pytest.mark.parametrize("floor", [1e-9, 1e-5, 0.1])
+def test_cosine_ends_at_its_floor(floor: float) -> None:
+    """alpha_bar(1) = floor, so that log-SNR stays finite."""
+    assert Cosine(floor=floor).alpha_bar(scalar(1.0)).item() == pytest.approx(floor, rel=1e-12)
+
+
+@given(st.floats(0, 1), st.sampled_from([1e-9, 1e-5, 1e-3, 0.1]))
+@example(0.12380952380952381, 1e-9)
+def test_cosine_starts_from_data_whatever_its_offset(offset: float, floor: float) -> None:
+    """alpha(0) = 1 and sigma(0) = 0 exactly: a sampler knows its last step by sigma = 0 (C17)."""
+    level = Cosine(offset=offset, floor=floor).at(scalar(0.0))
+    assert level.alpha.item() == 1
+    assert level.sigma.item() == 0
+
+
+def test_every_schedule_starts_from_data(schedule: Schedule) -> None:
+    """alpha(0) = 1 and sigma(0) = 0 exactly (C17)."""
+    level = schedule.at(scalar(0.0))
+    assert (level.alpha.item(), level.sigma.item()) == (1, 0)
+
+
+def test_the_straight_path() -> None:
+    """alpha = 1 - t, sigma = t, exactly at both ends (Liu et al. 2023, Eq. 1 with time reversed)."""
+    level = RectifiedFlow().at(time(0, 0.25, 1))
+    assert level.alpha.tolist() == [1, 0.75, 0]
+    assert level.sigma.tolist() == [0, 0.25, 1]
+    assert level.log_snr[2].item() == -math.inf
+
+
+@given(INSIDE)
+def test_derivatives_are_slopes(schedule: Schedule, t: float) -> None:
+    """Dalpha and dsigma equal central differences of alpha and sigma."""
+    if isinstance(schedule, Tabulated):  # slopes jump at the points of the table: stay between two of them
+        t, width = (math.floor(t * schedule.num_steps) + 0.5) / schedule.num_steps, 0.01 / schedule.num_steps
+    else:
+        width = 1e-4
+    level, around = schedule.at(scalar(t)), schedule.at(time(t - width, t + width))
+    for exact, values in ((level.dalpha, around.alpha), (level.dsigma, around.sigma)):
+        slope = (values[1] - values[0]).item() / (2 * width)
+        assert exact.item() == pytest.approx(slope, rel=1e-4, abs=1e-8)
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_log_snr_falls_strictly(schedule: Schedule, s: float, t: float) -> None:
+    """The Schedule contract; on the straight path down to -inf."""
+    s, t = sorted((s, t))
+    if t - s > 1e-6:
+        log_snr = schedule.at(time(s, t)).log_snr
+        assert log_snr[0].item() > log_snr[1].item()
+
+
+@given(INSIDE)
+def test_time_of_undoes_log_snr(schedule: Schedule, t: float) -> None:
+    """time_of(at(t).log_snr) = t (a table of 1000 takes t within 1e-12 of its point for the point)."""
+    assert schedule.time_of(schedule.at(scalar(t)).log_snr).item() == pytest.approx(t, abs=2e-12)
+
+
+@given(st.floats(-9, 9))
+def test_log_snr_undoes_time_of(schedule: Schedule, log_snr: float) -> None:
+    """at(time_of(l)).log_snr = l, for every l that the schedule has."""
+    assert schedule.at(schedule.time_of(scalar(log_snr))).log_snr.item() == pytest.approx(log_snr, abs=1e-9)
+
+
+@pytest.mark.parametrize("beyond", [1e3, 1e9, math.inf])
+def test_time_of_stops_at_the_ends(schedule: Schedule, beyond: float) -> None:
+    """A log-SNR that no level has gives the nearest end of [0, 1]."""
+    assert schedule.time_of(time(beyond, -beyond)).tolist() == pytest.approx([0, 1], abs=1e-15)
+
+
+def test_one_time_or_many(schedule: Schedule) -> None:
+    """A batch of times gives the levels of its times, a single one a level of shape ()."""
+    t = time(0.2, 0.5, 1)
+    many = schedule.at(t)
+    for i, value in enumerate(t):
+        one, picked = schedule.at(value), many[i]
+        for name in ("t", "alpha", "sigma", "dalpha", "dsigma"):
+            assert getattr(one, name).shape == ()
+            assert getattr(picked, name).item() == pytest.approx(getattr(one, name).item(), rel=1e-14)
+    assert many[1:].t.tolist() == [0.5, 1]
+
+
+def test_level_carries_no_gradient(schedule: Schedule) -> None:
+    """Numbers only: also under no_grad the derivatives are there, and none of them hangs on a graph."""
+    with torch.no_grad():
+        level = schedule.at(time(0.3, 0.7))
+    assert not any(getattr(level, name).requires_grad for name in ("t", "alpha", "sigma", "dalpha", "dsigma"))
+
+
+def test_spread_gives_each_sample_its_own_coefficient() -> None:
+    """Shape (b,) becomes (b, 1, ...) of x's type; shape () multiplies as it is."""
+    x = torch.ones(2, 3, 4, 5)
+    spread_out = spread(time(2, 3), x)
+    assert (spread_out.shape, spread_out.dtype) == ((2, 1, 1, 1), torch.float32)
+    assert (spread_out * x)[:, 0, 0, 0].tolist() == [2, 3]
+    product = spread(scalar(2.0), x) * x
+    assert (product.shape, product.dtype) == (x.shape, torch.float32)
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, 50, 1000])
+def test_a_table_is_exact_at_its_points(num_steps: int) -> None:
+    """alpha_bar(i/T) is entry i, bit for bit, however i/T was computed."""
+    generator = numpy.random.default_rng(0)
+    betas = generator.uniform(1e-3, 0.1, num_steps).tolist()
+    table = Tabulated.from_betas(betas)
+    points = torch.arange(1, num_steps + 1, dtype=torch.float64) / num_steps
+    assert table.alpha_bar(points).tolist() == list(table.table)
+    walked = torch.tensor(trailing(table, num_steps), dtype=torch.float64)
+    assert table.alpha_bar(walked).tolist() == [*reversed(table.table), 1.0]
+    torch.testing.assert_close(table.at(points).alpha, torch.tensor(table.table, dtype=torch.float64).sqrt(), rtol=1e-15, atol=0)
+
+
+def test_a_table_is_the_product_over_steps() -> None:
+    """alpha_bar_i = product of 1 - beta (Ho et al. 2020, Sec. 2), as numpy computes it."""
+    betas = linear_betas(1000)
+    expected = numpy.cumprod(1 - numpy.array(betas))
+    numpy.testing.assert_allclose(Tabulated.from_betas(betas).table, expected, rtol=1e-13)
+
+
+@given(st.integers(1, 999), st.floats(0, 1))
+def test_a_table_is_straight_in_log_snr(step: int, share: float) -> None:
+    """Between two points log-SNR is linear in t (documented)."""
+    table = Tabulated.from_betas(linear_betas(1000))
+    left, inside, right = table.at(time(step / 1000, (step + share) / 1000, (step + 1) / 1000)).log_snr.tolist()
+    assert inside == pytest.approx((1 - share) * left + share * right, abs=1e-8)
+
+
+@given(st.floats(0, 1), st.sampled_from([(1.0, 0.0), (1.0, 0.8, 0.3), (1.0, 0.8, 0.3, 0.0)]))
+def test_a_table_is_straight_in_alpha_bar_where_log_snr_is_infinite(share: float, points: tuple[float, ...]) -> None:
+    """On the first interval, and on one that ends without signal, alpha_bar is linear in t (documented)."""
+    table = Tabulated(table=points[1:])
+    steps = [0] if points[-1] else [0, len(points) - 2]
+    for step in steps:
+        got = table.alpha_bar(scalar((step + share) / table.num_steps)).item()
+        assert got == pytest.approx((1 - share) * points[step] + share * points[step + 1], abs=1e-9)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 10, 1000, 4000])
+def test_a_chain_through_the_cosine_schedule_is_the_papers(num_steps: int) -> None:
+    """beta = min(1 - alpha_bar_i / alpha_bar_{i-1}, 0.999), clipped at the last step only (Nichol & Dhariwal 2021, Sec. 3.2).
+
+    With the paper's alpha_bar, which has no floor: at T = 4000 the default one already weighs in the last step.
+    """
+    schedule = Cosine(floor=1e-15)
+    table = numpy.array((1.0, *Tabulated.from_schedule(schedule, num_steps).table))
+    betas = 1 - table[1:] / table[:-1]
+    assert betas[-1] == pytest.approx(0.999, abs=1e-12)
+    f = numpy.cos((numpy.arange(num_steps + 1) / num_steps + 0.008) / 1.008 * numpy.pi / 2) ** 2
+    numpy.testing.assert_allclose(table[:-1], f[:-1] / f[0], rtol=1e-7)
+    numpy.testing.assert_allclose(betas[:-1], 1 - f[1:-1] / f[:-2], rtol=1e-7)
+
+
+@given(st.floats(0.05, 0.999), st.integers(2, 50))
+def test_a_chain_clips_beta_where_it_is_told(beta_max: float, num_steps: int) -> None:
+    """No beta exceeds beta_max, and those below it are the schedule's own."""
+    points = Cosine().alpha_bar(torch.arange(num_steps + 1, dtype=torch.float64) / num_steps).numpy()
+    table = numpy.array((1.0, *Tabulated.from_schedule(Cosine(), num_steps, beta_max=beta_max).table))
+    expected = numpy.minimum(1 - points[1:] / points[:-1], beta_max)
+    numpy.testing.assert_allclose(1 - table[1:] / table[:-1], expected, rtol=1e-9)
+
+
+def test_published_ends_of_the_chains() -> None:
+    """sqrt(alpha_bar_T) of DDPM is 0.0064, of Stable Diffusion 0.068, of cosine 5e-5 (papers.md); sigma_1 of DDPM is 0.01 (C17)."""
+    ddpm = Tabulated.from_betas(linear_betas(1000))
+    stable = Tabulated.from_betas((numpy.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2).tolist())
+    cosine = Tabulated.from_schedule(Cosine(), 1000)
+    assert math.sqrt(ddpm.table[-1]) == pytest.approx(0.0064, abs=5e-5)
+    assert math.sqrt(stable.table[-1]) == pytest.approx(0.068, abs=5e-4)
+    assert math.sqrt(cosine.table[-1]) == pytest.approx(5e-5, abs=5e-6)
+    assert ddpm.at(scalar(0.001)).sigma.item() == pytest.approx(0.01, rel=1e-12)
+
+
+def test_ddpm_betas() -> None:
+    """1e-4 to 0.02 in 1000 steps (Ho et al. 2020, Sec. 4), multiplied by 1000/T for another T; 20 steps reach beta = 1."""
+    betas = linear_betas(1000)
+    assert (len(betas), betas[0], betas[-1]) == (1000, 1e-4, 0.02)
+    assert linear_betas(250)[-1] == pytest.approx(0.08)
+    assert linear_betas(20)[-1] == 1
+
+
+def test_ddpm_tends_to_the_linear_schedule() -> None:
+    """T-step chains converge to LinearBeta as T grows, of first order in 1/T (Song et al. 2021, Appendix B)."""
+    t = time(0.3, 0.5, 0.8)
+    errors = [
+        (Tabulated.from_betas(linear_betas(num_steps)).alpha_bar(t) - LinearBeta().alpha_bar(t)).abs().max().item()
+        for num_steps in (1000, 2000, 4000)
+    ]
+    assert errors[0] < 1e-3
+    assert [errors[0] / errors[1], errors[1] / errors[2]] == pytest.approx([2, 2], abs=0.1)
+
+
+@pytest.mark.filterwarnings("ignore")  # of diffusers, about numpy
+@pytest.mark.parametrize(
+    ("table", "name"),
+    [
+        (Tabulated.from_betas(linear_betas(1000)), "linear"),
+        (Tabulated.from_schedule(Cosine(), 1000), "squaredcos_cap_v2"),
+    ],
+    ids=["linear", "cosine"],
+)
+def test_agrees_with_diffusers(table: Tabulated, name: str) -> None:
+    """diffusers' alphas_cumprod to float32 accuracy."""
+    theirs = DDPMScheduler(beta_schedule=name, num_train_timesteps=1000).alphas_cumprod.double()
+    torch.testing.assert_close(torch.tensor(table.table, dtype=torch.float64), theirs, rtol=2e-5, atol=2e-7)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: LinearBeta(beta_min=0.0),
+        lambda: LinearBeta(beta_min=3.0, beta_max=2.0),
+        lambda: LinearBeta(beta_max=math.inf),
+        lambda: LinearBeta(beta_min=math.nan),
+        lambda: Cosine(offset=-0.1),
+        lambda: Cosine(offset=math.nan),
+        lambda: Cosine(floor=0.0),
+        lambda: Cosine(floor=1.0),
+        lambda: Tabulated(table=()),
+        lambda: Tabulated(table=(0.5, 0.5)),
+        lambda: Tabulated(table=(0.5, 0.6)),
+        lambda: Tabulated(table=(1.0, 0.5)),
+        lambda: Tabulated(table=(0.5, -0.1)),
+        lambda: Tabulated(table=(0.5, math.nan)),
+        lambda: Tabulated.from_betas([]),
+        lambda: Tabulated.from_betas([0.0, 0.5]),
+        lambda: Tabulated.from_betas([0.5, 1.1]),
+        lambda: Tabulated.from_betas([0.5, math.nan]),
+        lambda: Tabulated.from_betas([1.0, 0.5]),
+        lambda: Tabulated.from_schedule(Cosine(), 0),
+        lambda: Tabulated.from_schedule(Cosine(), 10, beta_max=0.0),
+        lambda: linear_betas(0),
+        lambda: linear_betas(19),
+    ],
+)
+def test_refuses_what_is_no_schedule(make: Callable[[], object]) -> None:
+    """ValueError for every bad constructor."""
+    with pytest.raises(ValueError, match=r".+"):
+        make()
+
+
+@pytest.mark.parametrize("t", [-0.1, 1.1, math.nan])
+def test_refuses_times_outside(schedule: Schedule, t: float) -> None:
+    """ValueError for t outside [0, 1]."""
+    with pytest.raises(ValueError, match="times"):
+        schedule.at(time(0.5, t))
+
+
+def test_refuses_coarse_times(schedule: Schedule) -> None:
+    """TypeError for times that are not float64 (999/1000 in bfloat16 is 1)."""
+    at: Callable[[torch.Tensor], Level] = schedule.at
+    with pytest.raises(TypeError):
+        at(torch.tensor([0.5], dtype=torch.float32))

@@ -1,0 +1,1 @@
+"""unstir: prompt-conditioned diffusion models, trained, checked and run."""

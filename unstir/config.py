@@ -1,0 +1,135 @@
+"""Configurations: frozen dataclasses to JSON and back, and their fields by path.
+
+Knows: how a dataclass becomes a dictionary, what is wrong with one that does not become a dataclass again.
+Does not know: any particular configuration.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+from pydantic import PlainSerializer, PlainValidator, TypeAdapter, ValidationError
+
+T = TypeVar("T")
+
+
+def registered(registry: Mapping[str, type[Any]]) -> tuple[PlainValidator, PlainSerializer]:
+    """Annotations for a field that holds one of several classes: it is stored as ``{"kind": name, ...fields}``."""
+    names = {cls: name for name, cls in registry.items()}
+
+    def build(value: object) -> object:
+        if type(value) in names:
+            return value
+        given = dict(cast("dict[str, Any]", value)) if isinstance(value, dict) else {"kind": value}
+        kind = given.pop("kind", None)
+        if kind not in registry:
+            raise ValueError(f"unknown kind {kind!r}; there are {', '.join(registry)}")
+        return from_dict(registry[kind], given)
+
+    def describe(value: object) -> dict[str, Any]:
+        return {"kind": names[type(value)], **to_dict(value)}
+
+    return PlainValidator(build), PlainSerializer(describe)
+
+
+def to_dict(value: object) -> dict[str, Any]:
+    """A dataclass as a dictionary of what JSON can hold."""
+    return TypeAdapter(type(value)).dump_python(value, mode="json")
+
+
+def from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
+    """The dataclass that a dictionary describes; fields left out take their defaults.
+
+    Raises:
+        ValueError: naming the first field that is unknown, missing or of a wrong kind.
+    """
+    adapter = TypeAdapter(cls)
+    try:
+        value = adapter.validate_python(dict(data))
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{path or 'value'}: {_plain(first['msg'])}, got {_short(first['input'])}") from None
+    _refuse_unknown(data, adapter.dump_python(value, mode="json"), "")
+    return value
+
+
+def override(config: T, changes: Sequence[tuple[str, str]]) -> T:
+    """The configuration with some fields, named by path, set to new values.
+
+    Args:
+        config: any dataclass.
+        changes: pairs of path (``training.batch``) and text; the text is read as JSON, else as a string.
+
+    Raises:
+        ValueError: if a path does not exist (the nearest is suggested) or a value does not fit.
+    """
+    data = to_dict(config)
+    for path, text in changes:
+        parts = path.split(".")
+        place: Any = data
+        for depth, part in enumerate(parts):
+            if not isinstance(place, dict) or part not in place:
+                raise ValueError(f"no setting {path!r}{_suggestion(path, _paths(data))}")
+            if depth < len(parts) - 1:
+                place = cast("dict[str, Any]", place)[part]
+        place[parts[-1]] = _parse(text, place[parts[-1]])
+    return from_dict(type(config), data)
+
+
+def read_json(text: str, source: str) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        ValueError: naming ``source`` if it holds no JSON object.
+    """
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{source} is no valid JSON (line {error.lineno}: {error.msg})") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{source} should hold a JSON object, got a {type(data).__name__}")
+    return cast("dict[str, Any]", data)
+
+
+def _parse(text: str, old: object) -> Any:
+    if isinstance(old, dict) and "kind" in old and not text.startswith("{"):
+        return {"kind": text}
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _refuse_unknown(given: Mapping[str, Any], known: Mapping[str, Any], prefix: str) -> None:
+    for key, value in given.items():
+        if key not in known:
+            raise ValueError(f"no setting {prefix + key!r}{_suggestion(key, list(known))}")
+        if isinstance(value, dict) and isinstance(known[key], dict):
+            _refuse_unknown(cast("dict[str, Any]", value), known[key], f"{prefix}{key}.")
+
+
+def _paths(data: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found: list[str] = []
+    for key, value in data.items():
+        found.append(prefix + key)
+        if isinstance(value, dict):
+            found += _paths(cast("dict[str, Any]", value), f"{prefix}{key}.")
+    return found
+
+
+def _suggestion(given: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(k for k in known if '.' not in k)}"
+
+
+def _plain(message: str) -> str:
+    return message.removeprefix("Value error, ")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

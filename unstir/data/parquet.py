@@ -1,0 +1,102 @@
+"""Read parquet files by row group: the small columns while looking, the pictures one at a time when asked.
+
+Knows: pyarrow, how Hugging Face keeps pictures in a column, and what is wrong with a file that cannot be read.
+Does not know: captions, splits, or what the rows are for (that is ``folder.py`` and ``metadata.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+
+def read_names(path: Path) -> list[str]:
+    """The names of the columns.
+
+    Raises:
+        ValueError: if the file is not a readable parquet file.
+    """
+    return list(_open(path).schema_arrow.names)
+
+
+def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """The chosen columns of every row, one row group in memory at a time; no other column is read.
+
+    Returns:
+        (row group, row within it, column -> value), both counted from 0.
+
+    Raises:
+        ValueError: if the file is not a readable parquet file.
+    """
+    file = _open(path)
+    for group in range(file.num_row_groups):
+        for row, values in enumerate(_read_columns(path, file, group, columns)):
+            yield group, row, values
+
+
+def require_pictures(path: Path) -> None:
+    """Refuse a file that has no column of pictures.
+
+    Raises:
+        ValueError: if there is no column "image" of binary or struct<bytes, path>, or the file is not readable.
+    """
+    schema = _open(path).schema_arrow
+    if "image" not in schema.names:
+        found = ", ".join(schema.names)
+        raise ValueError(f"{path} has no column image, only {found}; rename the one with the pictures to image.")
+    kind = str(schema.field("image").type)
+    if kind not in {"binary", "large_binary"} and not (kind.startswith("struct<") and "bytes:" in kind):
+        raise ValueError(f"{path}: column image is {kind}, expected binary or struct<bytes: binary, path: string>.")
+
+
+def read_picture(path: Path, group: int, row: int) -> bytes:
+    """The bytes of the picture in a cell of the column "image"; the last two row groups stay in memory.
+
+    Raises:
+        OSError: if the file, or a file that the cell names, cannot be read.
+        ValueError: if the cell is empty or the file is not a readable parquet file.
+    """
+    cell = _read_group(str(path), group, path.stat().st_mtime_ns)[row].as_py()
+    parts = cast("dict[str, Any]", cell) if isinstance(cell, dict) else {"bytes": cell}
+    if parts.get("bytes") is not None:
+        return bytes(parts["bytes"])
+    if parts.get("path"):  # Hugging Face leaves the bytes out where the picture is a file of its own
+        return (path.parent / str(parts["path"])).read_bytes()
+    raise ValueError(f"{path}, row {row} of group {group}, has no picture in it.")
+
+
+@lru_cache(maxsize=2)
+def _read_group(path: str, group: int, changed_ns: int) -> Any:
+    """The pictures of one row group; `changed_ns` makes a rewritten file another entry of the cache."""
+    del changed_ns
+    file = _open(Path(path))
+    try:
+        return file.read_row_group(group, columns=["image"]).column(0).combine_chunks()
+    except Exception as error:
+        raise _unreadable(path, error) from None
+
+
+def _open(path: Path) -> Any:
+    # Half a second to import, and most users have their pictures as files.
+    import pyarrow.parquet
+
+    try:
+        return cast(Any, pyarrow.parquet).ParquetFile(path)
+    except Exception as error:  # pyarrow has its own exceptions, and lets OSError and others through
+        raise _unreadable(path, error) from None
+
+
+def _read_columns(path: Path, file: Any, group: int, columns: Sequence[str]) -> list[dict[str, Any]]:
+    if not columns:
+        return [{} for _ in range(file.metadata.row_group(group).num_rows)]
+    try:
+        return cast("list[dict[str, Any]]", file.read_row_group(group, columns=list(columns)).to_pylist())
+    except Exception as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path | str, error: Exception) -> ValueError:
+    reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+    return ValueError(f"{path} is not a readable parquet file ({reason}); fetch or write it again.")

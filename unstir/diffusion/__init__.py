@@ -1,0 +1,1 @@
+"""The mathematics: schedules, processes, denoisers, guidance, objectives, samplers. torch only."""

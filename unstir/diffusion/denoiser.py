@@ -1,0 +1,135 @@
+"""Denoisers: from a spoiled sample to a belief about the clean one.
+
+Knows: how a network, a process and a parameterization make a belief; how a condition is bound.
+Does not know: samplers, guidance, what a condition holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, Protocol, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from unstir.diffusion.parameterization import Parameterization
+from unstir.diffusion.process import Estimate, Process
+from unstir.diffusion.schedule import Level
+from unstir.typing import C, C_in, X
+
+
+class Network(Protocol[C_in]):
+    """Any module from a tensor, one number a sample and a condition to a tensor. It knows nothing of diffusion."""
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of x alone."""
+        ...
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the result."""
+        ...
+
+    def __call__(
+        self, x: Float[Tensor, "b c *site"], scalar: Float[Tensor, "b"], condition: C_in
+    ) -> Float[Tensor, "b k *site"]:
+        """The network's output at every site."""
+        ...
+
+
+class Denoiser(Protocol):
+    """All that samplers ever see."""
+
+    def __call__(self, x_t: X, level: Level) -> Estimate:
+        """The belief about x0, given x_t at this level."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two beliefs about the same sample, for guidance: a strong one and a weaker one.
+
+    Args:
+        both: the strong and the weak belief, in one batched call where one network gives both.
+        strong: the strong belief alone, for levels where guidance is off.
+    """
+
+    both: Callable[[X, Level], tuple[Estimate, Estimate]]
+    strong: Denoiser
+
+
+class NetworkDenoiser(nn.Module, Generic[C]):
+    """A network with the meaning of its numbers: the only module with weights in the mathematics.
+
+    Args:
+        network: any module; if it has a method ``read(condition)``, that is called once a sampling instead of once a step.
+        process: how samples are spoiled.
+        parameterization: what the network's output means.
+    """
+
+    def __init__(self, network: Network[C], process: Process, parameterization: Parameterization) -> None:
+        super().__init__()
+        self.network = network
+        self.process = process
+        self.parameterization = parameterization
+
+    def forward(self, x_t: X, level: Level, condition: C) -> Estimate:
+        """The belief about x0, given x_t at this level and what is known beside it."""
+        x, scalar = self.parameterization.encode(x_t, level)
+        output = self.network(x, scalar, condition)
+        return self.parameterization.decode(output.to(x_t.dtype), x_t, level)
+
+    def given(self, condition: C) -> Denoiser:
+        """The denoiser with its condition bound; words are read here, once."""
+        read = self._read(condition)
+
+        def denoise(x_t: X, level: Level) -> Estimate:
+            if x_t.shape[0] > 1:
+                return self(x_t, level, read)
+            # Kernels for one row may round differently from those for several: never call the network with one.
+            belief = self(torch.cat([x_t, x_t]), _repeat(level, 2), read.cat(read))
+            return Estimate(x0=belief.x0[:1], variance_fraction=_rows(belief.variance_fraction, slice(0, 1)))
+
+        return denoise
+
+    def given_pair(self, strong: C, weak: C) -> Pair:
+        """The beliefs under two conditions, in one call of twice the batch."""
+        strong_read, weak_read = self._read(strong), self._read(weak)
+        joined = strong_read.cat(weak_read)
+
+        def both(x_t: X, level: Level) -> tuple[Estimate, Estimate]:
+            belief = self(torch.cat([x_t, x_t]), _repeat(level, 2), joined)
+            count = x_t.shape[0]
+            first, second = slice(0, count), slice(count, None)
+            return (
+                Estimate(x0=belief.x0[first], variance_fraction=_rows(belief.variance_fraction, first)),
+                Estimate(x0=belief.x0[second], variance_fraction=_rows(belief.variance_fraction, second)),
+            )
+
+        return Pair(both=both, strong=self.given(strong_read))
+
+    def _read(self, condition: C) -> C:
+        read = cast("Callable[[C], C] | None", getattr(self.network, "read", None))
+        if read is None:
+            return condition
+        with torch.no_grad():
+            return read(condition)
+
+
+def _rows(fraction: X | float | None, index: slice) -> X | float | None:
+    return fraction[index] if isinstance(fraction, Tensor) else fraction
+
+
+def _repeat(level: Level, times: int) -> Level:
+    if level.t.ndim == 0:
+        return level
+    return Level(
+        t=level.t.repeat(times),
+        alpha=level.alpha.repeat(times),
+        sigma=level.sigma.repeat(times),
+        dalpha=level.dalpha.repeat(times),
+        dsigma=level.dsigma.repeat(times),
+    )

@@ -1,0 +1,314 @@
+"""Model: a denoiser with everything that gives its numbers their meaning, and its form on disk.
+
+Knows: which schedule, parameterization, network, codec and words belong together, and how they are saved and loaded.
+Does not know: prompts, pictures on disk, how it was trained beyond what is written down.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from unstir.codec import CODECS, Codec, Identity
+from unstir.condition import Condition
+from unstir.conditioning.text import WordReader
+from unstir.config import from_dict, read_json, registered, to_dict
+from unstir.diffusion.denoiser import NetworkDenoiser
+from unstir.diffusion.parameterization import PARAMETERIZATIONS, Affine, PredictX0
+from unstir.diffusion.process import GaussianProcess
+from unstir.diffusion.schedule import SCHEDULES, RectifiedFlow, Schedule
+from unstir.nn import NETWORKS, DiTConfig
+
+FORMAT = 1
+"""Version of ``unstir.json``; a change of meaning adds one and a migration."""
+
+MIGRATIONS: dict[int, Any] = {}
+"""From the version before to this one: functions on the dictionary, by the version that they make."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingDefaults:
+    """How a model is sampled unless something else is asked for.
+
+    Args:
+        sampler: a name of ``SAMPLERS``.
+        steps: number of steps.
+        grid: a name of ``SPACINGS``.
+        guidance_scale: 1 is none.
+        guidance_interval: log-SNR between which guidance acts, in nats; None is everywhere.
+        eta: for DDIM, how much fresh noise.
+        clip: whether beliefs are kept within the range of pictures.
+    """
+
+    sampler: str = "dpm++2m"
+    steps: int = 20
+    grid: str = "trailing"
+    guidance_scale: float = 1.5
+    guidance_interval: tuple[float, float] | None = None
+    eta: float = 0.0
+    clip: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What a model is made of.
+
+    Args:
+        schedule: t -> (alpha, sigma).
+        parameterization: what the network's output means.
+        network: shape of the network.
+        codec: the space in which diffusion happens.
+        size: height and width of the pictures that it was trained on.
+        condition_drop: how often training forgot the words; 0 means that guidance has no null to push off from.
+        sampling: how it is sampled by default.
+    """
+
+    schedule: Annotated[Schedule, *registered(SCHEDULES)] = field(default_factory=RectifiedFlow)
+    parameterization: Annotated[Affine, *registered(PARAMETERIZATIONS)] = field(default_factory=PredictX0)
+    network: Annotated[Any, *registered({name: config for name, (config, _) in NETWORKS.items()})] = field(
+        default_factory=DiTConfig
+    )
+    codec: Annotated[Codec, *registered(CODECS)] = field(default_factory=Identity)
+    size: int = 64
+    condition_drop: float = 0.1
+    sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Model:
+    """A model ready to sample from.
+
+    Args:
+        config: what it is made of.
+        denoiser: the network with the meaning of its numbers.
+        reader: prompts to token ids.
+        training: how it was trained, for people to read: recipe, data, images, held-out loss.
+        checksum: sha256 of its weights file; empty while it has none.
+    """
+
+    config: ModelConfig
+    denoiser: NetworkDenoiser[Condition]
+    reader: WordReader
+    training: dict[str, Any] = field(default_factory=dict)
+    checksum: str = ""
+
+    @property
+    def process(self) -> GaussianProcess:
+        """How its samples are spoiled."""
+        return cast(GaussianProcess, self.denoiser.process)
+
+
+def build(config: ModelConfig, reader: WordReader, *, training: dict[str, Any] | None = None) -> Model:
+    """A model with fresh weights (drawn from torch's global generator).
+
+    Raises:
+        ValueError: if the network does not fit the codec, the size or the tokenizer.
+    """
+    network = network_of(config)
+    text = network.config.text
+    if reader.tokenizer.get_vocab_size() > text.vocabulary:
+        raise ValueError(
+            f"the tokenizer has {reader.tokenizer.get_vocab_size()} entries, the network reads {text.vocabulary}"
+        )
+    if network.in_channels != config.codec.latent_channels:
+        raise ValueError(f"the codec gives {config.codec.latent_channels} channels, the network takes {network.in_channels}")
+    if config.size % (config.codec.downsampling * network.multiple):
+        raise ValueError(
+            f"pictures of size {config.size} do not fit the network, which takes multiples of "
+            f"{config.codec.downsampling * network.multiple}"
+        )
+    process = GaussianProcess(schedule=config.schedule)
+    denoiser: NetworkDenoiser[Condition] = NetworkDenoiser(network, process, config.parameterization)
+    return Model(config=config, denoiser=denoiser, reader=reader, training=training or {})
+
+
+def network_of(config: ModelConfig) -> Any:
+    """The network that a configuration describes, with fresh weights."""
+    for shape, network in NETWORKS.values():
+        if type(config.network) is shape:
+            return network(config.network)
+    raise ValueError(f"no network is made of a {type(config.network).__name__}")
+
+
+def save_model(
+    model: Model, directory: Path, *, weights: dict[str, Tensor] | None = None, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write a model folder: all of it, or nothing.
+
+    Args:
+        model: what to write.
+        directory: where; a model folder that is there is replaced in one rename.
+        weights: of the network, instead of the model's own (the EMA, for instance).
+        dtype: of the stored weights; they are computed with in float32 in any case.
+
+    Raises:
+        OSError: if the folder cannot be written.
+    """
+    directory = directory.absolute()
+    temporary = directory.with_name(f".{directory.name}.new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        source = weights if weights is not None else dict(model.denoiser.network.state_dict())  # pyright: ignore
+        tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in source.items()}
+        save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt", "modelspec.title": "unstir model"})
+        description = {
+            "format": FORMAT,
+            "checksum": checksum_of(temporary / "model.safetensors"),
+            **to_dict(model.config),
+            "training": model.training,
+        }
+        (temporary / "unstir.json").write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        (temporary / "tokenizer.json").write_text(model.reader.tokenizer.to_str(pretty=False), "utf-8")
+        (temporary / "README.md").write_text(card(model), "utf-8")
+        replace_directory(temporary, directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_model(directory: Path) -> Model:
+    """Read a model folder; nothing but the folder is needed to give its numbers their meaning.
+
+    Raises:
+        FileNotFoundError: if it is no model folder.
+        ValueError: if a file in it is foreign, corrupt, of another version, or does not belong to the others.
+    """
+    description_file = directory / "unstir.json"
+    if not description_file.is_file():
+        raise FileNotFoundError(_not_a_model(directory))
+    description = _migrated(read_json(description_file.read_text("utf-8"), str(description_file)), description_file)
+    training = description.pop("training", {})
+    expected = description.pop("checksum", "")
+    try:
+        config = from_dict(ModelConfig, description)
+    except ValueError as error:
+        raise ValueError(f"{description_file}: {error}") from None
+    try:
+        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    except Exception as error:  # tokenizers raises bare Exceptions
+        raise ValueError(f"{directory / 'tokenizer.json'} is missing or no tokenizer ({error})") from None
+    weights = directory / "model.safetensors"
+    if not weights.is_file():
+        raise FileNotFoundError(f"{directory} has no model.safetensors: the model folder is not complete")
+    checksum = checksum_of(weights)
+    if expected and checksum != expected:
+        raise ValueError(f"{weights} is damaged: its checksum is not the one in unstir.json; copy the model folder again")
+    with torch.random.fork_rng(devices=[]):  # loading a model must not move anybody's random stream
+        model = build(config, WordReader(tokenizer, config.network.text.max_tokens), training=training)
+    load_weights(cast(nn.Module, model.denoiser.network), weights)
+    model.denoiser.eval().requires_grad_(False)
+    return Model(
+        config=config, denoiser=model.denoiser, reader=model.reader, training=training, checksum=checksum
+    )
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Fill a network with the tensors of a safetensors file, each exactly once.
+
+    Raises:
+        ValueError: if the file is no safetensors file, or holds other names or shapes than the network.
+    """
+    tensors = read_tensors(path)
+    own = network.state_dict()
+    missing, extra = own.keys() - tensors.keys(), tensors.keys() - own.keys()
+    if missing or extra:
+        raise ValueError(
+            f"{path} does not belong to this network: {len(missing)} tensors are missing and {len(extra)} are unknown "
+            f"(for instance {min(missing or extra)})"
+        )
+    for name, tensor in own.items():
+        if tensors[name].shape != tensor.shape:
+            raise ValueError(
+                f"{path} does not belong to this network: {name} is {list(tensors[name].shape)}, not {list(tensor.shape)}"
+            )
+    network.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in tensors.items()})
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:  # pyright: ignore[reportUnknownVariableType]
+            return {name: cast(Tensor, file.get_tensor(name)) for name in cast("list[str]", file.keys())}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file, or a damaged one ({error})") from None
+
+
+def checksum_of(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def replace_directory(new: Path, target: Path) -> None:
+    """Put a finished folder in the place of another, by renames."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.rename(target, old)
+    os.rename(new, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def card(model: Model) -> str:
+    """The model card: what the model is and how it was made, in Markdown."""
+    config, training = model.config, model.training
+    count = sum(parameter.numel() for parameter in cast(nn.Module, model.denoiser.network).parameters())
+    lines = [
+        "# A model made with unstir",
+        "",
+        f"Draws {config.size}x{config.size} pictures from prompts. {count / 1e6:.2f} M parameters.",
+        "",
+        "```",
+        f'unstir sample "..." --model {training.get("folder", "THIS_FOLDER")}',
+        "```",
+        "",
+        "## How it was made",
+        "",
+        *[f"- {key.replace('_', ' ')}: {value}" for key, value in training.items() if key != "folder"],
+        "",
+        "`unstir.json` holds all that gives its numbers their meaning; `unstir inspect` prints it.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _migrated(description: dict[str, Any], source: Path) -> dict[str, Any]:
+    version = description.pop("format", None)
+    if not isinstance(version, int):
+        raise ValueError(f"{source} is not an unstir model description: it has no format number")
+    if version > FORMAT:
+        raise ValueError(f"{source} has format {version}, this version of unstir reads up to {FORMAT}; update unstir")
+    for step in range(version + 1, FORMAT + 1):
+        description = MIGRATIONS[step](description)
+    return description
+
+
+def _not_a_model(path: Path) -> str:
+    if not path.exists():
+        return f"there is no model {path}; give a model folder, a run folder or the name builtin"
+    if path.is_file():
+        kind = "a pickle, which unstir never opens" if _is_pickle(path) else "a file"
+        return f"{path} is {kind}; a model is a folder with unstir.json and model.safetensors"
+    if (path / "model_index.json").exists():
+        return f"{path} is a diffusers model; unstir reads its own folders, which hold an unstir.json"
+    return f"{path} holds no unstir.json; a model is a folder with unstir.json and model.safetensors"
+
+
+def _is_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(4)
+    return path.suffix in (".pt", ".pth", ".ckpt", ".pkl", ".bin") or head[:1] == b"\x80" or head == b"PK\x03\x04"

@@ -1,0 +1,94 @@
+"""Small layers that several networks share.
+
+Knows: feed-forward nets, modulation, residual blocks.
+Does not know: which network they stand in.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class SwiGLU(nn.Module):
+    """A feed-forward net whose hidden layer is gated: out(silu(gate(x)) * up(x)).
+
+    Args:
+        width: channels of a token.
+        hidden: channels of the hidden layer; 8/3 of the width costs as much as a plain net of ratio 4.
+
+    Source: Shazeer 2020, arXiv:2002.05202, Eq. 6.
+    """
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.joint = nn.Linear(width, 2 * hidden)
+        self.out = nn.Linear(hidden, width)
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """One pass."""
+        gate, up = self.joint(x).chunk(2, -1)
+        return self.out(F.silu(gate) * up)
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions beside a shortcut; a vector modulates what the second one sees, after its norm.
+
+    shortcut(x) + conv(silu(norm(conv(silu(norm(x)))) (1 + gain) + shift)),   (shift, gain) = linear(vector)
+
+    The second convolution starts at zero, so that the block starts as its shortcut: x itself, or a 1x1 convolution
+    of it where the number of channels changes.
+
+    Args:
+        in_width: channels in.
+        out_width: channels out.
+        vector_width: channels of the vector; it comes with its nonlinearity already applied.
+
+    Source: Ho et al. 2020, arXiv:2006.11239, Appendix B (order of the layers); Dhariwal & Nichol 2021,
+        arXiv:2105.05233, Sec. 3 (adaptive group normalisation).
+    """
+
+    def __init__(self, in_width: int, out_width: int, vector_width: int) -> None:
+        super().__init__()
+        self.first_norm = group_norm(in_width)
+        self.first = nn.Conv2d(in_width, out_width, 3, padding=1)
+        self.modulation = nn.Linear(vector_width, 2 * out_width)
+        self.second_norm = group_norm(out_width)
+        self.second = zero_init(nn.Conv2d(out_width, out_width, 3, padding=1))
+        self.shortcut = nn.Identity() if in_width == out_width else nn.Conv2d(in_width, out_width, 1)
+
+    def forward(self, x: Float[Tensor, "b c h w"], vector: Float[Tensor, "b v"]) -> Float[Tensor, "b k h w"]:
+        """One pass."""
+        inner = self.first(F.silu(self.first_norm(x)))  # b k h w
+        shift, gain = self.modulation(vector)[:, :, None, None].chunk(2, 1)  # b k 1 1
+        inner = modulate(self.second_norm(inner), shift, gain)
+        return self.shortcut(x) + self.second(F.silu(inner))
+
+
+def group_norm(width: int) -> nn.GroupNorm:
+    """Group normalisation in 32 groups, or in as many below 32 as divide a smaller or odd width.
+
+    A group holds two channels at least: alone, a channel would lose what is the same everywhere in it.
+
+    Source: Wu & He 2018, arXiv:1803.08494, Sec. 3.
+    """
+    groups = max((count for count in range(1, 33) if width % count == 0 and 2 * count <= width), default=1)
+    return nn.GroupNorm(groups, width)
+
+
+def modulate(x: Tensor, shift: Tensor, gain: Tensor) -> Tensor:
+    """Affine modulation: x (1 + gain) + shift.
+
+    Source: Peebles & Xie 2023, arXiv:2212.09748, Sec. 3.2 (adaptive layer norm).
+    """
+    return torch.addcmul(shift, x, 1 + gain)
+
+
+def zero_init(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
+    """The layer with weights and bias set to zero, so that it starts by adding nothing."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,11 @@
+"""Recipes: complete configurations, as functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from unstir.recipes.emoji import emoji as emoji
+from unstir.recipes.tiny import tiny as tiny
+from unstir.training.run import RunConfig
+
+RECIPES: dict[str, Callable[[], RunConfig]] = {"emoji": emoji, "tiny": tiny}

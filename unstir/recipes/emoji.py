@@ -1,0 +1,35 @@
+"""The recipe of the built-in model: 64x64 emoji from their names.
+
+Knows: which configuration trains well on a few thousand drawings.
+Does not know: where they lie.
+"""
+
+from __future__ import annotations
+
+from unstir.model import ModelConfig, SamplingDefaults
+from unstir.nn import DiTConfig
+from unstir.training.run import Cadence, RunConfig
+from unstir.training.trainer import TrainingConfig
+
+
+def emoji() -> RunConfig:
+    """A transformer on patches of 16, made for the CPU: the most progress per second (facts in docs/builtin-model.md)."""
+    return RunConfig(
+        recipe="emoji",
+        model=ModelConfig(
+            network=DiTConfig(size=64, patch=16, width=320, depth=6, heads=5),
+            sampling=SamplingDefaults(steps=20, guidance_scale=2.0),
+        ),
+        training=TrainingConfig(images=250_000, batch=32),
+        cadence=Cadence(),
+        previews=(
+            "red heart",
+            "cat with tears of joy",
+            "woman firefighter: medium-dark skin tone",
+            "flag: France",
+            "pizza",
+            "rocket",
+            "man running: light skin tone",
+            "a red apple",
+        ),
+    )

@@ -1,0 +1,402 @@
+"""A run: a folder, from its configuration to its model.
+
+Knows: what lies in a run folder, what is due when, how a run is interrupted and goes on.
+Does not know: command lines, terminals.
+
+    RUN/run.json             the resolved configuration, and which data it saw
+    RUN/tokenizer.json       the words
+    RUN/log.jsonl            losses, rates, speed, held-out loss per band
+    RUN/previews/            what it drew, from the first step on
+    RUN/checkpoints/         whole states, the newest two
+    RUN/model/               the model (averaged weights) as of the last checkpoint
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from unstir.conditioning.captions import paraphrases
+from unstir.conditioning.text import WordReader
+from unstir.config import from_dict, read_json, to_dict
+from unstir.data.folder import PictureSet, check_captions, find_pictures, summarize
+from unstir.data.transforms import load_pictures, to_unit
+from unstir.diffusion.noise import KeyedNoise
+from unstir.model import Model, ModelConfig, build, load_model, load_weights, save_model
+from unstir.pipeline import locate_model
+from unstir.training.batches import CODEC, Captioned
+from unstir.training.checkpoint import load_latest, save_checkpoint
+from unstir.training.log import RunLog
+from unstir.training.preview import preview_sheet
+from unstir.training.trainer import Report, Trainer, TrainingConfig
+from unstir.training.validation import band_losses
+
+_VALIDATION_PICTURES = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cadence:
+    """How often a run looks up, in pictures seen.
+
+    Args:
+        log: a line in the log.
+        checkpoint: a state on the disk, and the model.
+        preview: a sheet of pictures.
+        validate: the held-out loss.
+
+    Raises:
+        ValueError: if a number is below 1.
+    """
+
+    log: int = 1000
+    checkpoint: int = 10_000
+    preview: int = 20_000
+    validate: int = 20_000
+
+    def __post_init__(self) -> None:
+        """Refuse what would never, or always, be due."""
+        if min(self.log, self.checkpoint, self.preview, self.validate) < 1:
+            raise ValueError("every cadence must be at least 1 picture")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides a run, but for the data themselves.
+
+    Args:
+        recipe: name of the recipe that it came from.
+        data: folder or file of pictures.
+        start: model whose weights it starts from; empty for fresh ones.
+        allow_missing_captions: train on pictures without captions, as if their words had been forgotten.
+        model: what is trained.
+        training: how.
+        cadence: how often it looks up.
+        previews: prompts of the preview sheet; empty takes captions of the set.
+    """
+
+    recipe: str = "own"
+    data: str = ""
+    start: str = ""
+    allow_missing_captions: bool = False
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    cadence: Cadence = field(default_factory=Cadence)
+    previews: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended.
+
+    Args:
+        images_seen: pictures seen.
+        is_finished: False if a signal ended it early (its state is saved).
+        signal: the signal's number, or 0.
+        held_out: held-out loss per band at the end, or empty where nothing is held out.
+    """
+
+    images_seen: int
+    is_finished: bool
+    signal: int
+    held_out: dict[str, float]
+
+
+Say = Callable[[str], None]
+Hook = Callable[[Trainer, Report], None]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RunData:
+    """What a run sees, and what it is kept from.
+
+    Args:
+        train: to train on.
+        validation: to measure the held-out loss on; possibly empty.
+        lines: a summary for people.
+    """
+
+    train: Captioned
+    validation: Captioned
+    lines: tuple[str, ...]
+
+
+def load_data(config: RunConfig) -> RunData:
+    """Read and decode the pictures of a run; those of a split "test" are not even opened.
+
+    A set of 100 pictures or more that brings no validation split gives one in twenty of its pictures to it.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if the pictures or their captions cannot be used.
+    """
+    pictures = find_pictures(Path(config.data))
+    seen = replace(pictures, records=tuple(r for r in pictures.records if r.split != "test"))
+    if not seen.records:
+        raise ValueError(f"{config.data} holds no pictures to train on: all of its {len(pictures.records)} are in a test split")
+    check_captions(seen, allow_missing=config.allow_missing_captions)
+    if not any(record.split == "validation" for record in seen.records) and len(seen.records) >= 100:
+        seen = replace(seen, records=tuple(replace(r, split=_own_split(r.key)) for r in seen.records))
+    size = config.model.size
+    train, kept = load_pictures(seen.split("train"), size)
+    validation = seen.split("validation")
+    held_out, held_records = (
+        load_pictures(validation, size) if validation.records else (train[:0], validation)
+    )
+    lines = [*summarize(pictures).lines(), f"training on {len(kept.records)} pictures, {len(held_records.records)} held out"]
+    return RunData(
+        train=Captioned.of(train, kept),
+        validation=Captioned.of(held_out, cast(PictureSet, held_records)),
+        lines=tuple(lines),
+    )
+
+
+def execute(
+    directory: Path,
+    config: RunConfig,
+    data: RunData,
+    *,
+    device: str = "auto",
+    say: Say = print,
+    hooks: Sequence[Hook] = (),
+) -> Outcome:
+    """Train, from the start or from the newest whole checkpoint in ``directory``.
+
+    Ctrl-C and SIGTERM save a checkpoint and end the run in order.
+
+    Args:
+        directory: the run folder.
+        config: what to do.
+        data: what to see.
+        device: where.
+        say: told what happens, a sentence at a time.
+        hooks: called after every step.
+
+    Raises:
+        ValueError: if the folder holds a run on other data, or a state of another network.
+        ArithmeticError: if the loss is not finite; the last checkpoint is untouched.
+        OSError: if the folder cannot be written.
+    """
+    (directory / "previews").mkdir(parents=True, exist_ok=True)
+    reader = _reader(directory, config, data)
+    model = _start(config, reader)
+    trainer = Trainer(model, data.train, config.training, device=device)
+    log = RunLog(directory / "log.jsonl")
+    checkpoint = load_latest(directory / "checkpoints")
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+        say(f"going on from {checkpoint.images_seen} pictures")
+    log.rewind(trainer.images_seen)
+    watcher = _Watcher(directory=directory, config=config, data=data, log=log, say=say, device=device)
+    if trainer.images_seen == 0:
+        watcher.preview(trainer)
+    stopped = 0
+    with _signals() as pending:
+        while trainer.images_seen < config.training.images:
+            before = trainer.images_seen
+            report = trainer.step()
+            for hook in (*hooks, lambda t, r: watcher.after(t, r, before)):  # noqa: B023 - called at once
+                hook(trainer, report)
+            if pending and trainer.images_seen < config.training.images:
+                stopped = pending[0]
+                watcher.save(trainer)
+                break
+    if not stopped:
+        watcher.finish(trainer)
+    return Outcome(
+        images_seen=trainer.images_seen, is_finished=not stopped, signal=stopped, held_out=watcher.held_out
+    )
+
+
+def write_run(directory: Path, config: RunConfig, data: RunData) -> None:
+    """Begin a run folder: its configuration, and which data it saw."""
+    directory.mkdir(parents=True, exist_ok=True)
+    content = {**to_dict(config), "fingerprint": data.train.fingerprint()}
+    temporary = directory / "run.json.new"
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    temporary.replace(directory / "run.json")
+
+
+def read_run(directory: Path) -> tuple[RunConfig, str]:
+    """The configuration of a run folder, and the fingerprint of the data that it saw.
+
+    Raises:
+        FileNotFoundError: if it is no run folder.
+        ValueError: if its configuration is damaged.
+    """
+    path = directory / "run.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory} is no run folder: it has no run.json; start one without --resume")
+    content = read_json(path.read_text("utf-8"), str(path))
+    fingerprint = str(content.pop("fingerprint", ""))
+    try:
+        return from_dict(RunConfig, content), fingerprint
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+class _Watcher:
+    """Does what is due after a step, without touching the run."""
+
+    def __init__(self, *, directory: Path, config: RunConfig, data: RunData, log: RunLog, say: Say, device: str) -> None:
+        self.directory, self.config, self.data, self.log, self.say, self.device = directory, config, data, log, say, device
+        self.held_out: dict[str, float] = {}
+        self.pending: list[Report] = []
+
+    def after(self, trainer: Trainer, report: Report, before: int) -> None:
+        cadence, seen = self.config.cadence, report.images_seen
+        is_last = seen >= self.config.training.images
+        self.pending.append(report)
+        if is_last or _is_due(before, seen, cadence.log):
+            self._log_steps()
+        if _is_due(before, seen, cadence.validate) and not is_last:
+            self.validate(trainer)
+        if _is_due(before, seen, cadence.preview) and not is_last:
+            self.preview(trainer)
+        if _is_due(before, seen, cadence.checkpoint) and not is_last:
+            self.save(trainer)
+
+    def finish(self, trainer: Trainer) -> None:
+        self.validate(trainer)
+        self.preview(trainer)
+        self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        save_checkpoint(self.directory / "checkpoints", trainer.checkpoint())
+        model = replace(trainer.ema_model, training=self._provenance(trainer))
+        save_model(model, self.directory / "model", weights=trainer.ema_network.state_dict())
+
+    def preview(self, trainer: Trainer) -> None:
+        prompts = self.config.previews or tuple(
+            captions[0] for captions in self.data.train.captions[:64] if captions
+        )[:6]
+        if not prompts:
+            return
+        title = f"{trainer.images_seen} pictures seen"
+        sheet = preview_sheet(trainer.model, trainer.ema_model, prompts, title=title, device=self.device)
+        sheet.save(self.directory / "previews" / f"{trainer.images_seen:012d}.png")
+
+    def validate(self, trainer: Trainer) -> None:
+        if not len(self.data.validation):
+            return
+        chosen = self.data.validation.rows(range(min(_VALIDATION_PICTURES, len(self.data.validation))))
+        pictures = to_unit(chosen.pictures).to(trainer.device)
+        noise = KeyedNoise(keys=tuple((0, CODEC, i) for i in range(len(chosen))))
+        latents = self.config.model.codec.encode(pictures, noise)
+        condition, _ = trainer.model.reader.read([captions[0] if captions else "" for captions in chosen.captions])
+        condition = condition.map(lambda tensor: tensor.to(trainer.device))
+        was_training = trainer.network.training
+        trainer.network.eval()
+        average = band_losses(trainer.ema_model.denoiser, latents, condition)
+        raw = band_losses(trainer.model.denoiser, latents, condition)
+        trainer.network.train(was_training)
+        self.held_out = average
+        self.log.write(trainer.images_seen, held_out=average, held_out_raw=raw)
+        bands = ", ".join(f"{band} {loss:.4f}" for band, loss in average.items())
+        self.say(f"held-out error on x0 at {trainer.images_seen} pictures, by log-SNR: {bands}")
+
+    def _log_steps(self) -> None:
+        reports, self.pending = self.pending, []
+        count, seconds = len(reports), sum(report.seconds for report in reports)
+        images = sum(
+            later.images_seen - earlier for later, earlier in zip(reports, self._starts(reports), strict=True)
+        )
+        self.log.write(
+            reports[-1].images_seen,
+            loss=sum(report.loss for report in reports) / count,
+            x0_error=sum(report.x0_error for report in reports) / count,
+            gradient_norm=sum(report.gradient_norm for report in reports) / count,
+            learning_rate=reports[-1].learning_rate,
+            images_per_second=images / seconds,
+        )
+
+    def _starts(self, reports: Sequence[Report]) -> list[int]:
+        batch = self.config.training.batch
+        first = reports[0].images_seen - batch if reports[0].images_seen >= batch else 0
+        return [first, *(report.images_seen for report in reports[:-1])]
+
+    def _provenance(self, trainer: Trainer) -> dict[str, Any]:
+        config = self.config
+        captions = [captions[0] for captions in self.data.train.captions if captions]
+        return {
+            "recipe": config.recipe,
+            "started_from": config.start or "fresh weights",
+            "images_seen": trainer.images_seen,
+            "planned_images": config.training.images,
+            "pictures": len(self.data.train),
+            "fingerprint": self.data.train.fingerprint(),
+            "seed": config.training.seed,
+            "held_out_error": self.held_out,
+            "taught": captions[:: max(1, len(captions) // 40)][:40],
+        }
+
+
+def _own_split(key: str) -> str:
+    return "validation" if int(hashlib.sha256(key.encode()).hexdigest(), 16) % 20 == 0 else "train"
+
+
+def _is_due(before: int, seen: int, every: int) -> bool:
+    return before // every != seen // every
+
+
+def _reader(directory: Path, config: RunConfig, data: RunData) -> WordReader:
+    text = config.model.network.text
+    path = directory / "tokenizer.json"
+    if path.exists():
+        return WordReader(Tokenizer.from_file(str(path)), text.max_tokens)
+    if config.start:
+        reader = load_model(locate_model(config.start)).reader
+    else:
+        said = [caption for captions in data.train.captions for caption in captions]
+        texts = [*said, *(word for words in data.train.keywords for word in words)]
+        texts += [form for caption in said for form in paraphrases(caption)]
+        reader = WordReader.train(texts, vocabulary=text.vocabulary, max_tokens=text.max_tokens)
+    temporary = path.with_name("tokenizer.json.new")
+    temporary.write_text(reader.tokenizer.to_str(), "utf-8")
+    temporary.replace(path)
+    return reader
+
+
+def _start(config: RunConfig, reader: WordReader) -> Model:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.training.seed)
+        model = build(config.model, reader)
+    if config.start:
+        source = locate_model(config.start)
+        load_weights(cast(nn.Module, model.denoiser.network), source / "model.safetensors")
+    return model
+
+
+@contextmanager
+def _signals() -> Generator[list[int]]:
+    """The signals that came, for a loop to look at; a second one of the same kind ends the process at once."""
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+
+    def note(number: int, frame: object) -> None:
+        came.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def parameters(model: Model) -> list[Tensor]:
+    """The weights of a model."""
+    return list(cast(nn.Module, model.denoiser.network).parameters())

@@ -1,0 +1,233 @@
+"""The trainer: from a state to the state after one more batch.
+
+Knows: the order of a training step, and what a run's state is.
+Does not know: run folders, progress bars, previews: these are hooks.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from unstir.condition import Condition
+from unstir.conditioning.captions import Wording
+from unstir.config import registered
+from unstir.device import autocast, resolve_device, resolve_precision
+from unstir.diffusion.denoiser import NetworkDenoiser
+from unstir.diffusion.objective import WEIGHTS, LogitNormalTimes, Simple, Times, UniformTimes
+from unstir.model import Model
+from unstir.training.batches import CODEC, OBJECTIVE, Captioned, batch_of
+from unstir.training.checkpoint import Checkpoint
+from unstir.training.ema import ema_decay, ema_update
+from unstir.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+
+TIMES: dict[str, type[UniformTimes] | type[LogitNormalTimes]] = {"uniform": UniformTimes, "logit_normal": LogitNormalTimes}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmaConfig:
+    """How long the average of the weights remembers.
+
+    Args:
+        half_life_images: after so many pictures, half of an old weight is forgotten.
+        warmup: the half-life is at most this share of the pictures seen.
+    """
+
+    half_life_images: float = 10_000
+    warmup: float = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How a model is trained.
+
+    Args:
+        images: pictures to see in all.
+        batch: pictures a step.
+        seed: decides order, wordings, noise and initial weights.
+        precision: inside the network; "auto" is bf16 where it is native.
+        weight: what an error on x0 weighs at a noise level, a name of ``WEIGHTS``.
+        times: the density of training times.
+        optimizer: how weights move.
+        ema: how they are averaged.
+        wording: how captions are varied.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+
+    images: int = 200_000
+    batch: int = 32
+    seed: int = 0
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    weight: Literal["noise", "x0", "velocity", "bounded"] = "bounded"
+    times: Annotated[Times, *registered(TIMES)] = field(default_factory=lambda: LogitNormalTimes(std=1.2, uniform=0.15))
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    wording: Wording = field(default_factory=Wording)
+
+    def __post_init__(self) -> None:
+        """Refuse a run without pictures."""
+        if self.images < 1 or self.batch < 1:
+            raise ValueError(f"images and batch must be at least 1, got {self.images} and {self.batch}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be a whole number from 0 to {2**32 - 1}, got {self.seed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What one step did.
+
+    Args:
+        images_seen: pictures seen after it.
+        loss: mean over the batch.
+        x0_error: mean squared error on x0, mean over the batch.
+        gradient_norm: before clipping.
+        learning_rate: of the step.
+        seconds: wall time of the step.
+    """
+
+    images_seen: int
+    loss: float
+    x0_error: float
+    gradient_norm: float
+    learning_rate: float
+    seconds: float
+
+
+class Trainer:
+    """A model in training.
+
+    Its whole state is ``images_seen``, the weights, their average and the optimizer's moments; what is seen next, and the
+    noise on it, are functions of the configuration and ``images_seen``.
+
+    Args:
+        model: whose weights to train; they are moved to the device.
+        data: what to train on.
+        config: how.
+        device: where.
+    """
+
+    def __init__(self, model: Model, data: Captioned, config: TrainingConfig, *, device: str = "auto") -> None:
+        self.model, self.data, self.config = model, data, config
+        self.device = resolve_device(device)
+        self.precision = resolve_precision(config.precision, self.device)
+        self.network = cast(nn.Module, model.denoiser.network).to(self.device).requires_grad_(True)
+        self.ema_network: Any = copy.deepcopy(self.network).requires_grad_(False)
+        self.optimizer = make_optimizer(self.network, config.optimizer)
+        self.objective = Simple(weight=WEIGHTS[config.weight], times=config.times)
+        self.images_seen = 0
+
+    @property
+    def ema_model(self) -> Model:
+        """The model with the averaged weights, for previews, validation and saving."""
+        model = self.model
+        denoiser: NetworkDenoiser[Condition] = NetworkDenoiser(
+            self.ema_network, model.process, model.denoiser.parameterization
+        )
+        return Model(config=model.config, denoiser=denoiser.eval(), reader=model.reader, training=model.training)
+
+    def step(self) -> Report:
+        """See one more batch.
+
+        Raises:
+            ArithmeticError: if the loss or its gradient is not finite; nothing was changed then.
+        """
+        started = time.perf_counter()
+        config = self.config
+        count = min(config.batch, config.images - self.images_seen)
+        pictures, condition, noise = batch_of(
+            self.data,
+            self.model.reader,
+            config.wording,
+            seed=config.seed,
+            start=self.images_seen,
+            count=count,
+            drop=self.model.config.condition_drop,
+        )
+        pictures, condition = pictures.to(self.device), condition.map(lambda tensor: tensor.to(self.device))
+        latents = self.model.config.codec.encode(pictures, noise.at(CODEC))
+        self.network.train()
+        with autocast(self.device, self.precision):
+            loss = self.objective(self.model.denoiser, latents, condition, noise.at(OBJECTIVE))
+        total = loss.per_sample.mean()
+        total.backward()
+        weights = [weight for weight in self.network.parameters() if weight.requires_grad]
+        norm = nn.utils.clip_grad_norm_(weights, config.optimizer.clip_norm)
+        if not bool(torch.isfinite(total)) or not bool(torch.isfinite(norm)):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise ArithmeticError(self._diagnosis(loss.per_sample, loss.parts["log_snr"], norm))
+        rate = learning_rate(config.optimizer, self.images_seen, config.images)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.images_seen += count
+        decay = ema_decay(
+            count, self.images_seen, half_life_images=config.ema.half_life_images, warmup=config.ema.warmup
+        )
+        ema_update(list(self.ema_network.parameters()), list(self.network.parameters()), decay)
+        return Report(
+            images_seen=self.images_seen,
+            loss=total.item(),
+            x0_error=loss.parts["x0_error"].mean().item(),
+            gradient_norm=norm.item(),
+            learning_rate=rate,
+            seconds=time.perf_counter() - started,
+        )
+
+    def run(self, hooks: Sequence[Callable[[Trainer, Report], None]]) -> None:
+        """Train until ``config.images`` pictures were seen; every hook is called after every step."""
+        while self.images_seen < self.config.images:
+            report = self.step()
+            for hook in hooks:
+                hook(self, report)
+
+    def checkpoint(self) -> Checkpoint:
+        """The state, to be saved."""
+        moments: dict[str, Tensor] = {}
+        for name, weight in self.network.named_parameters():
+            for key, value in cast("dict[str, Tensor]", self.optimizer.state.get(weight, {})).items():
+                moments[f"{key}.{name}"] = value
+        return Checkpoint(
+            images_seen=self.images_seen,
+            tensors={"network": self.network.state_dict(), "ema": self.ema_network.state_dict(), "optimizer": moments},
+            values={},
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a saved state, exactly.
+
+        Raises:
+            ValueError: if it is the state of another network.
+        """
+        try:
+            self.network.load_state_dict(checkpoint.tensors["network"])
+            self.ema_network.load_state_dict(checkpoint.tensors["ema"])
+        except (RuntimeError, KeyError) as error:
+            raise ValueError(f"the checkpoint is of another network: {str(error).splitlines()[0]}") from None
+        moments = checkpoint.tensors["optimizer"]
+        for name, weight in self.network.named_parameters():
+            keys = [key for key in moments if key.partition(".")[2] == name]
+            if keys:
+                # The step count stays on the CPU for AdamW's own reasons; moments lie where the weight lies.
+                self.optimizer.state[weight] = {
+                    key.partition(".")[0]: moments[key].to(self.device if moments[key].ndim else "cpu") for key in keys
+                }
+        self.images_seen = checkpoint.images_seen
+
+    def _diagnosis(self, losses: Tensor, log_snr: Tensor, norm: Tensor) -> str:
+        bad = (~torch.isfinite(losses)).nonzero().flatten().tolist()
+        where = f"the loss at log-SNR {log_snr[bad[0]].item():.2f}" if bad else "the gradient"
+        names = [name for name, weight in self.network.named_parameters() if not bool(torch.isfinite(weight).all())]
+        culprit = f"; weights that are not finite: {names[0]}" if names else ""
+        return (
+            f"{where} is not finite after {self.images_seen} pictures (gradient norm {norm.item():.3g}){culprit}; "
+            "the last checkpoint is untouched: resume with a lower --training.optimizer.learning_rate or in float32"
+        )
