@@ -106,7 +106,10 @@ def test_drop_is_keyed() -> None:
     noise = KeyedNoise.from_seeds(range(200))
     condition = build(200)
     first, second = condition.drop(0.5, noise).kept, condition.drop(0.5, noise).kept
-    part, other = condition.rows(slice(50, 60)).drop(0.5, noise.rows(slice(50, 60))).kept, condition.drop(0.5, noise.at(1)).kept
+    part, other = (
+        condition.rows(slice(50, 60)).drop(0.5, noise.rows(slice(50, 60))).kept,
+        condition.drop(0.5, noise.at(1)).kept,
+    )
     assert first is not None
     assert second is not None
     assert part is not None

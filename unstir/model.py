@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -94,6 +94,7 @@ class Model:
         denoiser: the network with the meaning of its numbers.
         reader: prompts to token ids.
         training: how it was trained, for people to read: recipe, data, images, held-out loss.
+        taught: captions that it was trained on, for people to read.
         checksum: sha256 of its weights file; empty while it has none.
     """
 
@@ -101,6 +102,7 @@ class Model:
     denoiser: NetworkDenoiser[Condition]
     reader: WordReader
     training: dict[str, Any] = field(default_factory=dict)
+    taught: tuple[str, ...] = ()
     checksum: str = ""
 
     @property
@@ -172,6 +174,8 @@ def save_model(
         (temporary / "unstir.json").write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", "utf-8")
         (temporary / "tokenizer.json").write_text(model.reader.tokenizer.to_str(pretty=False), "utf-8")
         (temporary / "README.md").write_text(card(model), "utf-8")
+        if model.taught:
+            (temporary / "taught.txt").write_text("".join(f"{line}\n" for line in model.taught), "utf-8")
         replace_directory(temporary, directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -208,8 +212,11 @@ def load_model(directory: Path) -> Model:
         model = build(config, WordReader(tokenizer, config.network.text.max_tokens), training=training)
     load_weights(cast(nn.Module, model.denoiser.network), weights)
     model.denoiser.eval().requires_grad_(False)
-    return Model(
-        config=config, denoiser=model.denoiser, reader=model.reader, training=training, checksum=checksum
+    taught = directory / "taught.txt"
+    return replace(
+        model,
+        taught=tuple(taught.read_text("utf-8").splitlines()) if taught.is_file() else (),
+        checksum=checksum,
     )
 
 

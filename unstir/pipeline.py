@@ -228,13 +228,7 @@ class Pipeline:
             self.check(request)
         for group in _groups(requests, batch):
             if len(group) == 1 and group[0].rows > 1:
-                row = group[0].row
-                for item in self._draw([group[0]] * group[0].rows):
-                    if isinstance(item, Preview):
-                        yield replace(item, pictures=item.pictures[row : row + 1])
-                    elif row == 0:
-                        yield item
-                    row -= isinstance(item, Result)
+                yield from self._draw_alone(group[0])
             else:
                 yield from self._draw([replace(r, row=i, rows=len(group)) for i, r in enumerate(group)])
 
@@ -271,6 +265,16 @@ class Pipeline:
         if not 0 <= first <= MAX_SEED + 1 - total:
             raise ValueError(f"seed must be a whole number from 0 to {MAX_SEED + 1 - total} for {total} pictures, got {first}")
         return [self.request(p, seed=first + j * n + k, **settings) for j, p in enumerate(prompts) for k in range(n)]
+
+    def _draw_alone(self, request: Request) -> Iterator[Preview | Result]:
+        """One picture at the batch shape that it was once drawn in, with copies of itself for company."""
+        results: list[Result] = []
+        for item in self._draw([request] * request.rows):
+            if isinstance(item, Preview):
+                yield replace(item, pictures=item.pictures[request.row : request.row + 1])
+            else:
+                results.append(item)
+        yield results[request.row]
 
     def _draw(self, requests: Sequence[Request]) -> Iterator[Preview | Result]:
         started = time.perf_counter()

@@ -147,7 +147,11 @@ def test_a_pair_is_two_beliefs_in_one_call(level_of: Callable[[int], Level], cou
     pair = denoiser.given_pair(words(count), words(count, offset=0.5))
     strong, weak = pair.both(x, level)
     assert toy.batches == [2 * count]
-    for got, condition in ((strong, words(count)), (weak, words(count, offset=0.5)), (pair.strong(x, level), words(count))):
+    for got, condition in (
+        (strong, words(count)),
+        (weak, words(count, offset=0.5)),
+        (pair.strong(x, level), words(count)),
+    ):
         expected = denoiser(x, level, condition)
         assert_same(got, expected)
     assert not torch.equal(strong.x0, weak.x0)
@@ -210,7 +214,9 @@ def test_a_half_precision_network_gives_a_belief_of_the_samples_type() -> None:
 
 GAUSSIAN = GaussianOracle(mean=torch.tensor([[0.3], [-0.5]]), variance=torch.tensor([[0.2], [1.7]]))
 MIXTURE = MixtureOracle(
-    means=torch.tensor([[-1.0], [0.2], [0.8]]), variances=torch.tensor([0.05, 0.01, 0.2]), weights=torch.tensor([0.3, 0.2, 0.5])
+    means=torch.tensor([[-1.0], [0.2], [0.8]]),
+    variances=torch.tensor([0.05, 0.01, 0.2]),
+    weights=torch.tensor([0.3, 0.2, 0.5]),
 )
 POINTS = MixtureOracle.finite(torch.tensor([[-1.0], [0.1], [0.9]]))
 
@@ -284,7 +290,9 @@ def test_the_exact_flow_of_a_mixture_follows_its_velocity(oracle: MixtureOracle,
         pytest.skip("slopes of a table jump at its points; its flow is checked by the order tests")
     x = torch.linspace(-1.5, 1.5, 7, dtype=torch.float64).view(-1, 1)
     width = 1e-5
-    before, level, after, far = (schedule.at(torch.tensor(t, dtype=torch.float64)) for t in (0.6 - width, 0.6, 0.6 + width, 0.2))
+    before, level, after, far = (
+        schedule.at(torch.tensor(t, dtype=torch.float64)) for t in (0.6 - width, 0.6, 0.6 + width, 0.2)
+    )
     slope = (oracle.flow(x, level, after) - oracle.flow(x, level, before)) / (2 * width)
     torch.testing.assert_close(PredictFlow().target(oracle(x, level).x0, x, level), slope, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(oracle.flow(oracle.flow(x, level, far), far, level), x, rtol=1e-6, atol=1e-6)
@@ -316,7 +324,9 @@ def test_oracles_draw_their_own_law() -> None:
     "make",
     [
         lambda: GaussianOracle(mean=torch.zeros(()), variance=torch.zeros(())),
-        lambda: MixtureOracle(means=torch.zeros(2, 1), variances=torch.tensor([0.1, -0.1]), weights=torch.tensor([0.5, 0.5])),
+        lambda: MixtureOracle(
+            means=torch.zeros(2, 1), variances=torch.tensor([0.1, -0.1]), weights=torch.tensor([0.5, 0.5])
+        ),
         lambda: MixtureOracle(means=torch.zeros(2, 1), variances=torch.zeros(2), weights=torch.tensor([0.5, 0.6])),
         lambda: MixtureOracle(means=torch.zeros(2, 1), variances=torch.zeros(2), weights=torch.tensor([1.0, 0.0])),
         lambda: POINTS.flow(torch.zeros(1, 2, dtype=torch.float64), shared(0.5), shared(0.2)),

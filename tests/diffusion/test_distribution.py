@@ -32,7 +32,9 @@ def test_log_prob_is_the_density(mean: float, std: float, x: float) -> None:
     """Equals torch.distributions.Normal."""
     theirs = torch.distributions.Normal(torch.tensor(mean, dtype=torch.float64), std)
     got = normal(mean, std).log_prob(torch.full((1, 1), x, dtype=torch.float64))
-    assert got.item() == pytest.approx(theirs.log_prob(torch.tensor(x, dtype=torch.float64)).item(), rel=1e-10, abs=1e-10)
+    assert got.item() == pytest.approx(
+        theirs.log_prob(torch.tensor(x, dtype=torch.float64)).item(), rel=1e-10, abs=1e-10
+    )
 
 
 def test_density_integrates_to_one() -> None:

@@ -82,10 +82,15 @@ def test_guidance_is_the_same_in_every_coordinate(process: GaussianProcess, kind
 def test_guidance_between_gaussians_is_the_product_of_powers() -> None:
     """p(x|c)^w p(x)^(1-w) has the score w s_c + (1 - w) s_u: for Gaussians of equal spread, the mean w m_c + (1 - w) m_u."""
     variance, scale = torch.tensor(0.5), 2.5
-    laws = [GaussianOracle(mean=torch.tensor(mean), variance=variance) for mean in (1.0, 0.2, scale * 1.0 + (1 - scale) * 0.2)]
+    laws = [
+        GaussianOracle(mean=torch.tensor(mean), variance=variance)
+        for mean in (1.0, 0.2, scale * 1.0 + (1 - scale) * 0.2)
+    ]
     x = X_T.double()
     strong, weak, expected = (law(x, LEVEL) for law in laws)
-    torch.testing.assert_close(extrapolate(PROCESS, scale)(x, LEVEL, strong, weak).x0, expected.x0, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        extrapolate(PROCESS, scale)(x, LEVEL, strong, weak).x0, expected.x0, rtol=1e-6, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(("scale", "fraction"), [(0, 0.75), (1, 0.25), (3.0, 0.25)])
@@ -161,7 +166,11 @@ def test_corrections_apply_from_left_to_right_also_outside_the_interval() -> Non
 
     combine, two = extrapolate(PROCESS, 1), Two()
     for interval in (None, (100.0, 101.0)):
-        assert torch.equal(guided(two.pair, combine, shift, clip(), interval=interval)(X_T, LEVEL).x0, (STRONG + 1).clamp(-1, 1))
-        assert torch.equal(guided(two.pair, combine, clip(), shift, interval=interval)(X_T, LEVEL).x0, STRONG.clamp(-1, 1) + 1)
+        assert torch.equal(
+            guided(two.pair, combine, shift, clip(), interval=interval)(X_T, LEVEL).x0, (STRONG + 1).clamp(-1, 1)
+        )
+        assert torch.equal(
+            guided(two.pair, combine, clip(), shift, interval=interval)(X_T, LEVEL).x0, STRONG.clamp(-1, 1) + 1
+        )
     assert torch.equal(corrected(two.strong, shift, clip())(X_T, LEVEL).x0, (STRONG + 1).clamp(-1, 1))
     assert torch.equal(corrected(two.strong)(X_T, LEVEL).x0, STRONG)

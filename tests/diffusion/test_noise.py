@@ -54,7 +54,15 @@ def test_sub_keys_are_independent_streams() -> None:
     """Different seeds and different sub-keys are uncorrelated (4 standard errors) and nowhere equal."""
     like = torch.zeros(1, 20_000, dtype=torch.float64)
     root = KeyedNoise.from_seeds([1])
-    keys = [root, root.at(0), root.at(1), root.at(0, 0), KeyedNoise.from_seeds([2]), KeyedNoise.from_seeds([12]), root.at(-1)]
+    keys = [
+        root,
+        root.at(0),
+        root.at(1),
+        root.at(0, 0),
+        KeyedNoise.from_seeds([2]),
+        KeyedNoise.from_seeds([12]),
+        root.at(-1),
+    ]
     correlation = numpy.corrcoef(torch.cat([noise.normal(like) for noise in keys]).numpy())
     off_diagonal = correlation[~numpy.eye(len(keys), dtype=bool)]
     assert numpy.abs(off_diagonal).max() < 4 / math.sqrt(20_000)
@@ -118,6 +126,10 @@ def test_an_integer_is_its_value() -> None:
     try:
         drawn = KeyedNoise.from_seeds([numpy.int64(3)]).normal(like)
     except Exception as refusal:  # beartype's own violation where types are executed
-        assert isinstance(refusal, TypeError) or "beartype" in type(refusal).__module__ or "jaxtyping" in type(refusal).__module__
+        assert (
+            isinstance(refusal, TypeError)
+            or "beartype" in type(refusal).__module__
+            or "jaxtyping" in type(refusal).__module__
+        )
         return
     assert torch.equal(drawn, KeyedNoise.from_seeds([3]).normal(like))

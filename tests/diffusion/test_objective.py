@@ -71,7 +71,9 @@ class Knowing(nn.Module):
 
 
 def denoiser(schedule: Schedule, parameterization: Affine, belief: Denoiser) -> NetworkDenoiser[Nothing]:
-    return NetworkDenoiser(Knowing(belief, schedule, parameterization), GaussianProcess(schedule=schedule), parameterization)
+    return NetworkDenoiser(
+        Knowing(belief, schedule, parameterization), GaussianProcess(schedule=schedule), parameterization
+    )
 
 
 def keyed(count: int) -> KeyedNoise:
@@ -137,7 +139,9 @@ def test_velocity_weight_is_the_velocity_error(schedule: Schedule, kind: type[Af
     assert sigma.min().item() > 0.05
     truth = z - x0 if kind is PredictFlow else alpha * z - sigma * x0
     assert isinstance(model.network, Knowing)
-    torch.testing.assert_close(loss.per_sample, (truth - model.network.outputs[0]).square().mean(1), rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(
+        loss.per_sample, (truth - model.network.outputs[0]).square().mean(1), rtol=1e-8, atol=1e-10
+    )
 
 
 def test_velocity_weight_is_bounded() -> None:
@@ -179,7 +183,11 @@ def test_the_minimum_of_the_linear_network_is_the_oracle() -> None:
     ends = ORACLE(torch.tensor([[0.0], [1.0]], dtype=torch.float64), level).x0.flatten().tolist()
     exact = (ends[1] - ends[0], ends[0])
     x0 = data(8, sites=2000)
-    for gain, bias, limit in ((*exact, 0.03), (exact[0] + 0.2, exact[1], math.inf), (exact[0], exact[1] - 0.2, math.inf)):
+    for gain, bias, limit in (
+        (*exact, 0.03),
+        (exact[0] + 0.2, exact[1], math.inf),
+        (exact[0], exact[1] - 0.2, math.inf),
+    ):
         network = Line(gain, bias)
         model: NetworkDenoiser[Nothing] = NetworkDenoiser(network, GaussianProcess(schedule=Cosine()), PredictX0())
         loss = Simple(weight=weight_x0, times=Between(low=0.5, high=0.5))(model, x0, Nothing(count=8), keyed(8))

@@ -14,7 +14,9 @@ from unstir.diffusion.process import GaussianProcess
 from unstir.diffusion.schedule import Cosine, LinearBeta, RectifiedFlow, Schedule, Tabulated, VariancePreserving
 from unstir.verify.oracles import GaussianOracle
 
-EACH = pytest.mark.parametrize("parameterization", [kind() for kind in PARAMETERIZATIONS.values()], ids=PARAMETERIZATIONS.keys())
+EACH = pytest.mark.parametrize(
+    "parameterization", [kind() for kind in PARAMETERIZATIONS.values()], ids=PARAMETERIZATIONS.keys()
+)
 INSIDE = st.floats(0.01, 0.99)
 X0, NOISE = torch.randn(2, 2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 ORACLE = GaussianOracle(mean=torch.tensor(0.4), variance=torch.tensor(0.3))

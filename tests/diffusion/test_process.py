@@ -59,7 +59,9 @@ def test_the_chain_composes(process: GaussianProcess, times: tuple[float, ...], 
     factor = process.kernel(one(1.0), s, t).mean
     direct = process.marginal(one(x0), t)
     torch.testing.assert_close(kernel.mean, direct.mean, rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close((factor * at_s.std) ** 2 + kernel.std**2, (direct.std**2).expand(1, 1), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(
+        (factor * at_s.std) ** 2 + kernel.std**2, (direct.std**2).expand(1, 1), rtol=1e-12, atol=1e-14
+    )
 
 
 @given(rising(3))
@@ -68,7 +70,9 @@ def test_kernels_compose(process: GaussianProcess, times: tuple[float, ...]) -> 
     r, s, t = levels(process, *times)
     first, second, direct = (process.kernel(one(1.0), *pair) for pair in ((r, s), (s, t), (r, t)))
     torch.testing.assert_close(first.mean * second.mean, direct.mean, rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close((second.mean * first.std) ** 2 + second.std**2, direct.std.expand(1, 1) ** 2, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(
+        (second.mean * first.std) ** 2 + second.std**2, direct.std.expand(1, 1) ** 2, rtol=1e-10, atol=1e-14
+    )
 
 
 @given(rising(2), VALUE, VALUE, VALUE)
@@ -97,7 +101,9 @@ def test_reverse_of_the_truth_keeps_the_marginal(process: GaussianProcess, times
     slope = process.reverse(at_t.mean + 1, t, s, belief).mean - back.mean
     direct = process.marginal(one(x0), s)
     torch.testing.assert_close(back.mean, direct.mean, rtol=1e-11, atol=1e-12)
-    torch.testing.assert_close((slope * at_t.std) ** 2 + back.std**2, direct.std.expand(1, 1) ** 2, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(
+        (slope * at_t.std) ** 2 + back.std**2, direct.std.expand(1, 1) ** 2, rtol=1e-11, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("step", [1, 2, 7, T])
@@ -143,7 +149,9 @@ def test_respacing_needs_no_new_table(upper: int, data: st.DataObject) -> None:
 
 
 @given(rising(2), st.floats(0, 1))
-def test_variance_is_interpolated_in_the_logarithm(process: GaussianProcess, times: tuple[float, ...], fraction: float) -> None:
+def test_variance_is_interpolated_in_the_logarithm(
+    process: GaussianProcess, times: tuple[float, ...], fraction: float
+) -> None:
     """log variance = f log beta + (1 - f) log beta_tilde (Nichol & Dhariwal 2021, Eq. 15); None is f = 0; the mean is untouched."""
     s, t = levels(process, *times)
     x_t, x0 = torch.full((2, 3), 0.4, dtype=torch.float64), torch.full((2, 3), -0.2, dtype=torch.float64)
@@ -255,7 +263,9 @@ def test_each_sample_at_its_own_level(schedule: Schedule) -> None:
         for batch, single in zip(whole, alone, strict=True):
             torch.testing.assert_close(batch.mean[rows], single.mean, rtol=1e-14, atol=1e-15)
             torch.testing.assert_close(batch.std[i].flatten()[0], single.std, rtol=1e-14, atol=1e-15)
-        torch.testing.assert_close(process.noise_of(x0, x, t)[rows], process.noise_of(x0[rows], x[rows], t[i]), rtol=1e-14, atol=0)
+        torch.testing.assert_close(
+            process.noise_of(x0, x, t)[rows], process.noise_of(x0[rows], x[rows], t[i]), rtol=1e-14, atol=0
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

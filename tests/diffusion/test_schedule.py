@@ -174,7 +174,9 @@ def test_a_table_is_exact_at_its_points(num_steps: int) -> None:
     assert table.alpha_bar(points).tolist() == list(table.table)
     walked = torch.tensor(trailing(table, num_steps), dtype=torch.float64)
     assert table.alpha_bar(walked).tolist() == [*reversed(table.table), 1.0]
-    torch.testing.assert_close(table.at(points).alpha, torch.tensor(table.table, dtype=torch.float64).sqrt(), rtol=1e-15, atol=0)
+    torch.testing.assert_close(
+        table.at(points).alpha, torch.tensor(table.table, dtype=torch.float64).sqrt(), rtol=1e-15, atol=0
+    )
 
 
 def test_a_table_is_the_product_over_steps() -> None:

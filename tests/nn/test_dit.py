@@ -241,3 +241,12 @@ def test_a_dit_puts_patches_where_they_came_from() -> None:
     assert difference[:4, 4:].min() > 1e-4
     assert difference[6:].max() == 0
     assert difference[:, :2].max() == 0
+
+
+@pytest.mark.parametrize("condition", [TOLD, Condition(words=WORDS)], ids=["masked", "unmasked"])
+def test_every_patch_of_a_dit_sees_every_other(condition: Condition) -> None:
+    x = X.clone().requires_grad_()
+    awake("dit")(x, SCALAR, condition)[0, :, 0, 0].sum().backward()
+    assert x.grad is not None
+    assert (x.grad[0].abs().amax(0) > 0).all()
+    assert (x.grad[1:] == 0).all()

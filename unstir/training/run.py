@@ -43,6 +43,7 @@ from unstir.training.trainer import Report, Trainer, TrainingConfig
 from unstir.training.validation import band_losses
 
 _VALIDATION_PICTURES = 128
+_TAUGHT = 5000  # captions written beside the model, for people to read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,7 +274,8 @@ class _Watcher:
 
     def save(self, trainer: Trainer) -> None:
         save_checkpoint(self.directory / "checkpoints", trainer.checkpoint())
-        model = replace(trainer.ema_model, training=self._provenance(trainer))
+        taught = dict.fromkeys(caption for captions in self.data.train.captions for caption in captions)
+        model = replace(trainer.ema_model, training=self._provenance(trainer), taught=tuple(taught)[:_TAUGHT])
         save_model(model, self.directory / "model", weights=trainer.ema_network.state_dict())
 
     def preview(self, trainer: Trainer) -> None:
@@ -327,7 +329,6 @@ class _Watcher:
 
     def _provenance(self, trainer: Trainer) -> dict[str, Any]:
         config = self.config
-        captions = [captions[0] for captions in self.data.train.captions if captions]
         return {
             "recipe": config.recipe,
             "started_from": config.start or "fresh weights",
@@ -337,7 +338,6 @@ class _Watcher:
             "fingerprint": self.data.train.fingerprint(),
             "seed": config.training.seed,
             "held_out_error": self.held_out,
-            "taught": captions[:: max(1, len(captions) // 40)][:40],
         }
 
 

@@ -152,14 +152,21 @@ class MixtureOracle:
         if x_t.shape[1:].numel() != 1:
             raise ValueError(f"the flow of a mixture is known for samples of one number, got {tuple(x_t.shape[1:])}")
         if t.sigma == 0 or s.sigma == 0:
-            raise ValueError("the flow of a mixture is known between levels with noise; at sigma = 0 quantiles may have gaps")
+            raise ValueError(
+                "the flow of a mixture is known between levels with noise; at sigma = 0 quantiles may have gaps"
+            )
         below, above = self._tails(x_t.double().flatten(), t)
-        reach = s.alpha * self.means.double().abs().max() + 40 * (s.alpha**2 * self.variances.double().max() + s.sigma**2).sqrt()
+        reach = (
+            s.alpha * self.means.double().abs().max()
+            + 40 * (s.alpha**2 * self.variances.double().max() + s.sigma**2).sqrt()
+        )
         low, high = -reach * torch.ones_like(below), reach * torch.ones_like(below)
         for _ in range(90):
             middle = (low + high) / 2
             here_below, here_above = self._tails(middle, s)
-            is_left = torch.where(below < above, here_below < below, here_above > above)  # the smaller tail is the exact one
+            is_left = torch.where(
+                below < above, here_below < below, here_above > above
+            )  # the smaller tail is the exact one
             low, high = torch.where(is_left, middle, low), torch.where(is_left, high, middle)
         return ((low + high) / 2).view(x_t.shape).to(x_t.dtype)
 

@@ -43,7 +43,12 @@ def keyed(count: int) -> KeyedNoise:
 
 
 def walk(
-    sampler: Sampler[Any], denoise: Denoiser, process: Process, x: Tensor, times: Sequence[float], noise: KeyedNoise | None = None
+    sampler: Sampler[Any],
+    denoise: Denoiser,
+    process: Process,
+    x: Tensor,
+    times: Sequence[float],
+    noise: KeyedNoise | None = None,
 ) -> Tensor:
     *_, last = sample(sampler, denoise, process, x, times, noise or keyed(x.shape[0]))
     return last.x
@@ -78,7 +83,8 @@ def errors(
     x = ends.alpha[0] * STARTS + ends.sigma[0] * STARTS.flip(0) * 0.3
     exact = oracle.flow(x, ends[0], ends[1])
     return [
-        (walk(sampler, oracle, process, x, grid(schedule, count, pattern, *span)) - exact).abs().max().item() for count in counts
+        (walk(sampler, oracle, process, x, grid(schedule, count, pattern, *span)) - exact).abs().max().item()
+        for count in counts
     ]
 
 
@@ -138,7 +144,9 @@ def test_steps_are_numbered_from_noise_to_data(sampler: Sampler[Any], schedule: 
     assert tuple(step.t for step in steps) == times
     assert steps[0].x is x
     assert steps[0].belief is None
-    assert [t for t, _ in asked] == list(times[:-1]), "one evaluation a step, at the level where the step starts (C1, C4)"
+    assert [t for t, _ in asked] == list(times[:-1]), (
+        "one evaluation a step, at the level where the step starts (C1, C4)"
+    )
     for before, step in zip(steps[:-1], steps[1:], strict=True):
         assert step.belief is not None
         expected = GAUSSIAN(before.x, schedule.at(torch.tensor(before.t, dtype=torch.float64))).x0
@@ -212,7 +220,10 @@ def test_a_sampler_keeps_nothing(sampler: Sampler[Any], schedule: Schedule) -> N
 @each_sampler
 def test_threads_may_share_a_sampler(sampler: Sampler[Any]) -> None:
     """Four threads sharing everything give the same as one after another (C21)."""
-    process, starts = GaussianProcess(schedule=Cosine()), torch.randn(4, 2, 1, generator=torch.Generator().manual_seed(0))
+    process, starts = (
+        GaussianProcess(schedule=Cosine()),
+        torch.randn(4, 2, 1, generator=torch.Generator().manual_seed(0)),
+    )
     times = trailing(process.schedule, 8)
 
     def run(x: Tensor) -> Tensor:
@@ -233,7 +244,9 @@ def test_a_picture_depends_on_its_key_alone(sampler: Sampler[Any], schedule: Sch
     batch = walk(sampler, oracle, process, process.prior(like).sample(noise), times, noise)
     for i in range(3):
         rows = slice(i, i + 1)
-        alone = walk(sampler, oracle, process, process.prior(like[rows]).sample(noise.rows(rows)), times, noise.rows(rows))
+        alone = walk(
+            sampler, oracle, process, process.prior(like[rows]).sample(noise.rows(rows)), times, noise.rows(rows)
+        )
         assert torch.equal(alone, batch[rows])
     assert not torch.equal(batch[0], batch[1])
 
@@ -241,7 +254,9 @@ def test_a_picture_depends_on_its_key_alone(sampler: Sampler[Any], schedule: Sch
 @each_sampler
 def test_samples_of_a_memorising_denoiser_are_data(sampler: Sampler[Any], schedule: Schedule) -> None:
     """With the exact denoiser of four points, samples are those points, each about as often as another (4 standard errors)."""
-    points = torch.tensor([[1.0, 0.3], [-0.3, 1.0], [-1.0, -0.3], [0.3, -1.0]])  # turned into each other by quarter turns
+    points = torch.tensor(
+        [[1.0, 0.3], [-0.3, 1.0], [-1.0, -0.3], [0.3, -1.0]]
+    )  # turned into each other by quarter turns
     oracle, process, noise = MixtureOracle.finite(points), GaussianProcess(schedule=schedule), keyed(400)
     x = process.prior(torch.zeros(400, 2)).sample(noise)
     end = walk(sampler, oracle, process, x, trailing(schedule, 40), noise)

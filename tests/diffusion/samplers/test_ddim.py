@@ -82,14 +82,17 @@ def test_every_eta_keeps_the_marginals(process: GaussianProcess, times: tuple[fl
 
 
 @given(falling(), st.floats(0.01, 1))
-def test_eta_multiplies_the_standard_deviation(process: GaussianProcess, times: tuple[float, float], eta: float) -> None:
+def test_eta_multiplies_the_standard_deviation(
+    process: GaussianProcess, times: tuple[float, float], eta: float
+) -> None:
     """k = eta sqrt(beta_tilde), so k^2 = eta^2 beta_tilde (Eq. 16; not eta beta_tilde, papers.md section 2)."""
     t, s = (process.schedule.at(scalar(value)) for value in times)
     x = torch.ones(1, 1, dtype=torch.float64)
 
     def spread(sampler: DDIM) -> float:
         return (
-            sampler.step(ORACLE, process, x, t, s, None, LOUD)[0] - sampler.step(ORACLE, process, x, t, s, None, QUIET)[0]
+            sampler.step(ORACLE, process, x, t, s, None, LOUD)[0]
+            - sampler.step(ORACLE, process, x, t, s, None, QUIET)[0]
         ).item()
 
     a = t.alpha / s.alpha

@@ -76,7 +76,10 @@ def test_the_ratio_matters_on_these_steps(process: GaussianProcess) -> None:
     r = (half[1] - half[0]) / (half[2] - half[1])
     assert abs(1 / (2 * r) - r / 2) > 1
     path = paper(levels, 1.3)
-    got = [step.x.item() for step in sample(DPMSolver2M(), ORACLE, process, scalar(1.3).view(1, 1), (0.8, 0.45, 0.4), NOISE)]
+    got = [
+        step.x.item()
+        for step in sample(DPMSolver2M(), ORACLE, process, scalar(1.3).view(1, 1), (0.8, 0.45, 0.4), NOISE)
+    ]
     assert got == pytest.approx(path, rel=1e-11)
 
 
@@ -115,7 +118,9 @@ def test_it_takes_a_level_a_sample(process: GaussianProcess) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # of diffusers, about numpy
-@pytest.mark.parametrize(("spacing", "num_steps"), [("trailing", 10), ("trailing", 20), ("linspace", 10), ("linspace", 23)])
+@pytest.mark.parametrize(
+    ("spacing", "num_steps"), [("trailing", 10), ("trailing", 20), ("linspace", 10), ("linspace", 23)]
+)
 def test_agrees_with_diffusers(spacing: str, num_steps: int) -> None:
     """diffusers' DPM-Solver++(2M, midpoint) on an exact denoiser with the same timesteps, every step, to float32 accuracy."""
     process = GaussianProcess(schedule=Tabulated.from_betas(linear_betas(1000)))

@@ -1,0 +1,99 @@
+"""What verbs share: where files go, progress, and results for people or programs.
+
+Knows: folders and names of pictures, terminals.
+Does not know: what the files hold.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import unicodedata
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+
+
+def print_json(result: Mapping[str, Any]) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps(result, indent=2, ensure_ascii=False))
+
+
+def is_folder(output: str) -> bool:
+    """Whether ``-o`` means a folder: it ends in a slash, exists as one, or has no picture suffix."""
+    path = Path(output)
+    return output.endswith(("/", "\\")) or path.is_dir() or path.suffix.lower() not in _PICTURES
+
+
+def picture_paths(output: str, prompts: list[str]) -> list[Path]:
+    """Where each picture of a call goes.
+
+    Into a folder: ``0000-a-red-heart.png``, numbered on from what is there, so that nothing is lost and files sort in
+    order. To a file: that file.
+
+    Raises:
+        ValueError: if several pictures are to go into one file.
+    """
+    if not is_folder(output):
+        if len(prompts) > 1:
+            raise ValueError(f"{len(prompts)} pictures do not fit into the file {output}; give a folder, for instance -o pictures/")
+        return [Path(output)]
+    folder = Path(output)
+    numbers = [int(match[1]) for file in _children(folder) if (match := re.match(r"(\d{4,})-", file.name))]
+    first = max(numbers, default=-1) + 1
+    return [folder / f"{first + i:04d}-{slug(prompt)}.png" for i, prompt in enumerate(prompts)]
+
+
+def slug(prompt: str) -> str:
+    """The prompt as a file name: letters and digits of any script, at most 48 of them, joined by hyphens."""
+    words = re.sub(r"[^\w]+", "-", unicodedata.normalize("NFKC", prompt).lower()).strip("-_")
+    return words[:48].rstrip("-_") or "picture"
+
+
+@contextmanager
+def writable_folder(folder: Path) -> Generator[Path]:
+    """Make a folder, and see that it can be written to before work starts; one that stays empty is taken away again.
+
+    Raises:
+        OSError: if it cannot be made or written.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / ".unstir-probe"
+    try:
+        probe.touch()
+        probe.unlink()
+        yield folder
+    finally:
+        for path in made:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+
+
+@contextmanager
+def progress_bar(what: str, total: int, *, unit: str = "") -> Generator[Any]:
+    """A function to call with (done, text); a bar on a terminal, nothing elsewhere."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda done, text="": None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}" + unit))
+    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[text]}"), console=console, transient=True) as bar:
+        task = bar.add_task(what, total=total, text="")
+        yield lambda done, text="": bar.update(task, completed=done, text=text)
+
+
+def say(sentence: str) -> None:
+    """Tell a person something that is no result."""
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def _children(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []

@@ -1,0 +1,308 @@
+"""``unstir train``: from captioned pictures to a model.
+
+Knows: which configuration the options mean, when a run is new and when it goes on, progress for people.
+Does not know: how a model is trained.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import re
+import sys
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from unstir.cli.output import print_json, progress_bar, say
+
+if TYPE_CHECKING:
+    from unstir.training.run import RunConfig, RunData
+    from unstir.training.trainer import Report, Trainer
+
+_PLAIN_SECONDS = 15.0
+"""Between two lines of progress where there is no terminal."""
+
+_SMALL = 100
+"""Below so many pictures the recipe ``tiny`` is the default."""
+
+
+def as_settings(arguments: Sequence[str]) -> list[str]:
+    """The arguments with every ``--KEY.SUBKEY VALUE`` written as ``--set KEY.SUBKEY=VALUE``."""
+    result: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        match = re.fullmatch(r"--([a-z_]+(?:\.[a-z0-9_]+)+)(?:=(.*))?", argument, re.DOTALL)
+        if match is None:
+            result.append(argument)
+        elif match[2] is not None:
+            result += ["--set", f"{match[1]}={match[2]}"]
+        elif not rest:
+            raise SystemExit(f"unstir: the setting {argument} needs a value")
+        else:
+            result += ["--set", f"{match[1]}={rest.pop(0)}"]
+    return result
+
+
+def train(
+    recipe: str | None = None,
+    *,
+    data: str | None = None,
+    out: str | None = None,
+    resume: Annotated[bool, Parameter(negative=())] = False,
+    start: Annotated[str | None, Parameter(name="--from")] = None,
+    images: int | None = None,
+    batch: int | None = None,
+    seed: int | None = None,
+    checkpoint_every: int | None = None,
+    allow_missing_captions: Annotated[bool, Parameter(negative=())] = False,
+    set_: Annotated[list[str] | None, Parameter(name="--set", consume_multiple=False, allow_leading_hyphen=True)] = None,
+    device: str = "auto",
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Train a model; it lies in RUN/model at the end, and after every checkpoint.
+
+    Example: unstir train tiny --data my-pictures/ --out runs/mine
+
+    Ctrl-C saves and stops; the same command with --resume goes on exactly where the run was, also after kill -9.
+
+    Parameters
+    ----------
+    recipe
+        emoji, tiny, or the run.json of another run. Without it: tiny below 100 pictures, else emoji.
+    data
+        Folder of captioned pictures (metadata.jsonl, .txt beside each picture, class folders, parquet). The recipe emoji
+        builds its own set where none is given.
+    out
+        Run folder; without it runs/RECIPE.
+    resume
+        Go on from the newest checkpoint in the run folder.
+    start
+        A model to start from: "builtin", a model folder or a run folder.
+    images
+        Pictures to see in all.
+    batch
+        Pictures a step.
+    seed
+        Decides order, wordings, noise and initial weights.
+    checkpoint_every
+        Pictures between two checkpoints.
+    allow_missing_captions
+        Train on pictures without captions too.
+    set_
+        KEY.SUBKEY=VALUE: any other setting of run.json; --KEY.SUBKEY VALUE is the same.
+    device
+        auto, cpu, cuda, ...
+    json
+        Print one JSON object at the end; progress goes to stderr.
+    """
+    started = time.perf_counter()
+    from unstir.training.run import execute, load_data, read_run, write_run
+
+    changes = _changes(set_ or [], {"images": images, "batch": batch, "seed": seed, "cadence.checkpoint": checkpoint_every})
+    wanted = {"recipe": recipe, "data": data, "start": start, "allow": allow_missing_captions}
+    directory = _run_folder(recipe, out, resume=resume)
+    with _locked(directory):
+        if resume and (directory / "run.json").exists():
+            config, fingerprint = read_run(directory)
+            config = _resumed(config, wanted, changes)
+        else:
+            config, fingerprint = _fresh(directory, wanted, changes), ""
+        loaded = load_data(config)
+        if fingerprint and loaded.train.fingerprint() != fingerprint:
+            raise ValueError(
+                f"the pictures or captions in {config.data} are not those that {directory} was trained on; give the old "
+                "ones with --data, or start a new run"
+            )
+        for line in loaded.lines:
+            say(line)
+        write_run(directory, config, loaded)
+        say(f"run folder: {directory.resolve()}")
+        with _progress(config, loaded) as hook:
+            outcome = execute(directory, config, loaded, device=device, say=say, hooks=[hook])
+    result = {
+        "run": str(directory.resolve()),
+        "model": str((directory / "model").resolve()),
+        "images_seen": outcome.images_seen,
+        "is_finished": outcome.is_finished,
+        "held_out": outcome.held_out,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    if json:
+        print_json(result)
+    if not outcome.is_finished:
+        say(f"stopped and saved at {outcome.images_seen} pictures; go on with: unstir train --out {directory} --resume")
+        return 128 + outcome.signal
+    if not json:
+        print(f"{outcome.images_seen} pictures seen. The model: {result['model']}")
+        print(f'Draw with it: unstir sample "{_an_example(loaded)}" --model {directory}')
+    return 0
+
+
+def _changes(settings: Sequence[str], shortcuts: dict[str, int | None]) -> list[tuple[str, str]]:
+    changes: list[tuple[str, str]] = []
+    for name, value in shortcuts.items():
+        if value is not None:
+            changes.append((name if "." in name else f"training.{name}", str(value)))
+    for setting in settings:
+        path, equals, value = setting.partition("=")
+        if not equals:
+            raise ValueError(f"a setting is KEY.SUBKEY=VALUE, got {setting!r}")
+        changes.append((path, value))
+    return changes
+
+
+def _run_folder(recipe: str | None, out: str | None, *, resume: bool) -> Path:
+    if out is None and resume and recipe is None:
+        raise ValueError("which run should go on? give its folder with --out")
+    directory = Path(out if out is not None else f"runs/{Path(recipe or 'mine').stem}")
+    if directory.exists() and not directory.is_dir():
+        raise NotADirectoryError(f"{directory} is a file; a run needs a folder, give another --out")
+    if not resume and directory.is_dir() and any(child.name != ".lock" for child in directory.iterdir()):
+        raise FileExistsError(f"{directory} is not empty; go on with --resume, or give another folder with --out")
+    return directory
+
+
+def _fresh(directory: Path, wanted: dict[str, Any], changes: Sequence[tuple[str, str]]) -> RunConfig:
+    """The configuration of a new run."""
+    from unstir.config import from_dict, override, read_json
+    from unstir.data.folder import find_pictures
+    from unstir.model import load_model
+    from unstir.pipeline import choose, locate_model
+    from unstir.recipes import RECIPES
+    from unstir.training.run import RunConfig
+
+    name, data = wanted["recipe"], wanted["data"]
+    if name is not None and name.endswith(".json"):
+        content = read_json(Path(name).read_text("utf-8"), name)
+        content.pop("fingerprint", None)
+        config = from_dict(RunConfig, content)
+    else:
+        if name is None and data is None:
+            raise ValueError("what should be trained? give a recipe, --data, or both; for instance: unstir train tiny --data DIR")
+        if name is None:
+            name = "tiny" if len(find_pictures(Path(data)).records) < _SMALL else "emoji"
+            say(f"recipe: {name} (by the number of pictures)")
+        choose(name, RECIPES, "recipe")
+        config = RECIPES[name]()
+    if data is None and not config.data:
+        if config.recipe != "emoji":
+            raise ValueError(f"the recipe {config.recipe} needs pictures; give their folder with --data")
+        data = str(_build_emoji(directory, config.model.size))
+    config = replace(
+        config,
+        data=str(Path(data).resolve()) if data is not None else config.data,
+        allow_missing_captions=config.allow_missing_captions or wanted["allow"],
+        previews=() if wanted["data"] else config.previews,
+    )
+    if wanted["start"] is not None:
+        source = locate_model(wanted["start"])
+        path = wanted["start"] if wanted["start"] == "builtin" else str(source.resolve())
+        config = replace(config, start=path, model=load_model(source).config)
+    return override(config, changes)
+
+
+def _resumed(config: RunConfig, wanted: dict[str, Any], changes: Sequence[tuple[str, str]]) -> RunConfig:
+    """The configuration of a run that goes on; only its length, its cadence and the place of its data may change.
+
+    Raises:
+        ValueError: if anything else is asked for.
+    """
+    from unstir.config import override, to_dict
+
+    if wanted["recipe"] not in (None, config.recipe) and not str(wanted["recipe"]).endswith(".json"):
+        raise ValueError(f"the run was started with the recipe {config.recipe}, not {wanted['recipe']}; start a new one for that")
+    if wanted["start"] not in (None, config.start) and str(Path(wanted["start"]).resolve()) not in config.start:
+        raise ValueError(f"the run started from {config.start or 'fresh weights'}, not from {wanted['start']}")
+    changed = override(config, changes)
+    before, after = to_dict(config), to_dict(changed)
+    for content in (before, after):
+        content.pop("cadence")
+        content["training"].pop("images")
+    path = _first_difference(before, after)
+    if path:
+        raise ValueError(f"a run cannot change {path} on its way; start a new run for that, perhaps with --from")
+    return replace(changed, data=str(Path(wanted["data"]).resolve())) if wanted["data"] is not None else changed
+
+
+def _first_difference(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> str:
+    for key, value in before.items():
+        if isinstance(value, dict) and isinstance(after.get(key), dict):
+            found = _first_difference(value, after[key], f"{prefix}{key}.")  # pyright: ignore[reportUnknownArgumentType]
+            if found:
+                return found
+        elif value != after.get(key):
+            return prefix + key
+    return ""
+
+
+def _build_emoji(directory: Path, size: int) -> Path:
+    from unstir.data.emoji import build_emoji
+
+    target = directory / "data"
+    say(f"building the emoji set in {target}")
+    with progress_bar("drawing emoji", 1) as advance:
+        build_emoji(target, size=size, progress=lambda done, total: advance(done / total))
+    return target
+
+
+@contextmanager
+def _locked(directory: Path) -> Generator[None]:
+    """Hold a run folder: a second process that wants it is refused."""
+    made = not directory.exists()
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = directory / ".lock"
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process is training in {directory}; wait for it or give another --out") from None
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+            if made and not any(directory.iterdir()):
+                directory.rmdir()
+
+
+@contextmanager
+def _progress(config: RunConfig, data: RunData) -> Generator[Any]:
+    """A hook that tells how far a run is: a bar on a terminal, a line now and then elsewhere."""
+    total = config.training.images
+    recent: list[tuple[float, int]] = []
+    last = time.perf_counter()
+    is_terminal = sys.stderr.isatty()
+    with progress_bar("training", total) as advance:
+
+        def hook(trainer: Trainer, report: Report) -> None:
+            nonlocal last
+            now = time.perf_counter()
+            recent.append((now, report.images_seen))
+            del recent[:-50]
+            seconds, seen = now - recent[0][0], report.images_seen - recent[0][1]
+            rate = seen / seconds if seconds else 0.0
+            text = f"loss {report.loss:.4f}, {rate:.1f} pictures/s"
+            advance(report.images_seen, text)
+            if not is_terminal and rate and (now - last > _PLAIN_SECONDS or report.images_seen == total):
+                last = now
+                left = _duration((total - report.images_seen) / rate)
+                epoch = report.images_seen / len(data.train)
+                say(f"{report.images_seen}/{total} pictures (epoch {epoch:.1f}), {text}, {left} left")
+
+        yield hook
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _an_example(data: RunData) -> str:
+    captions = [captions[0] for captions in data.train.captions if captions]
+    return captions[0] if captions else "..."
