@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tokenize
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +25,7 @@ UNTESTED = {
     "typing.py": "types only; pyright reads them",
     "verify/oracles.py": "is what the tests of the mathematics are made of",
 }
-# Value classes that have outgrown eight fields, and why. (A `...Config` is what a recipe writes; it is not passed around.)
+# Value classes that hold more than eight fields; a `...Config` is what a recipe writes and is not counted.
 WIDE_VALUES = {"Condition", "Request"}
 NARROW = 8
 # What a room must not mention, anywhere in its sources, not even as part of a word.
@@ -72,9 +73,6 @@ def is_within(name: str, packages: tuple[str, ...]) -> bool:
     return any(name == package or name.startswith(package + ".") for package in packages)
 
 
-# ---- the tests mirror the package ---------------------------------------------------------------------------------
-
-
 @each(MODULES)
 def test_every_module_has_its_tests(path: Path) -> None:
     """unstir/a/b.py is tested by tests/a/test_b.py; a verb of the command line may share one file with other verbs."""
@@ -91,9 +89,6 @@ def test_every_module_has_its_tests(path: Path) -> None:
 @pytest.mark.parametrize("name", UNTESTED)
 def test_no_exception_outlives_its_module(name: str) -> None:
     assert (PACKAGE / name).exists(), f"unstir/{name} is gone: take it off the list of exceptions"
-
-
-# ---- what a module says of itself, and what it must not speak of ------------------------------------------------------
 
 
 @each(MODULES)
@@ -121,9 +116,6 @@ def test_the_mathematics_places_nothing_on_devices(path: Path) -> None:
         if keyword.arg == "device"
     ]
     assert not given, f"device= belongs to diffusion/noise.py alone; use new_tensor, zeros_like and their kind: {given}"
-
-
-# ---- what can be called, and what is passed around ------------------------------------------------------------------
 
 
 def public_functions(body: list[ast.stmt]) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -160,9 +152,8 @@ def frozen_dataclasses(tree: ast.Module) -> Iterator[ast.ClassDef]:
 def test_values_are_small(path: Path) -> None:
     wide = []
     for node in frozen_dataclasses(tree_of(path)):
-        fields = [
-            part for part in node.body if isinstance(part, ast.AnnAssign) and "ClassVar" not in ast.unparse(part.annotation)
-        ]
+        parts = [part for part in node.body if isinstance(part, ast.AnnAssign)]
+        fields = [part for part in parts if "ClassVar" not in ast.unparse(part.annotation)]
         if len(fields) > NARROW and node.name not in WIDE_VALUES and not node.name.endswith("Config"):
             wide.append(f"{name_of(path)}:{node.lineno}: {node.name} has {len(fields)} fields")
     assert not wide, "\n".join(wide)
@@ -170,21 +161,19 @@ def test_values_are_small(path: Path) -> None:
 
 def test_registries_are_dict_literals() -> None:
     """A registry is a module's constant that names classes: read it and you know what there is."""
+    of_classes = re.compile(r"(dict|Mapping|Final\[dict)\[str, .*(type\[|Callable\[)")
     found, computed = [], []
     for path in SOURCES:
         for node in tree_of(path).body:
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id.isupper():
-                if not re.match(r"(dict|Mapping|Final\[dict)\[str, .*(type\[|Callable\[)", ast.unparse(node.annotation)):
-                    continue
+            if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id.isupper()):
+                continue
+            if of_classes.match(ast.unparse(node.annotation)):
                 found.append(node.target.id)
                 keys = node.value.keys if isinstance(node.value, ast.Dict) else [None]
                 if not all(isinstance(key, ast.Constant) for key in keys):
                     computed.append(f"{name_of(path)}:{node.lineno}: {node.target.id}")
     assert {"SCHEDULES", "PARAMETERIZATIONS", "NETWORKS", "SAMPLERS", "CODECS"} <= set(found)
     assert not computed, "\n".join(computed)
-
-
-# ---- what is never done ---------------------------------------------------------------------------------------------
 
 
 @each(SOURCES)
@@ -201,7 +190,8 @@ def test_nothing_is_pickled_and_no_text_becomes_code(path: Path) -> None:
 
 @each(SOURCES)
 def test_nothing_reaches_for_the_network(path: Path) -> None:
-    found = [f"{name_of(path)}:{n}: {name}" for n, name in imports_of(tree_of(path)) if is_within(name, NETWORK_LIBRARIES)]
+    imports = imports_of(tree_of(path))
+    found = [f"{name_of(path)}:{line}: {name}" for line, name in imports if is_within(name, NETWORK_LIBRARIES)]
     assert not found, "\n".join(found)
 
 
@@ -210,7 +200,9 @@ def test_only_the_engine_knows_of_other_machines(path: Path) -> None:
     tree = tree_of(path)
     found = [n for n, name in imports_of(tree) if is_within(name, ("torch.distributed", "torch.multiprocessing"))]
     found += [n.lineno for n in ast.walk(tree) if isinstance(n, ast.Attribute) and dotted(n) == "torch.distributed"]
-    assert not found, f"torch.distributed belongs to training/engine.py alone: {name_of(path)}, lines {sorted(set(found))}"
+    assert not found, (
+        f"torch.distributed belongs to training/engine.py alone: {name_of(path)}, lines {sorted(set(found))}"
+    )
 
 
 @each(SOURCES)
@@ -223,9 +215,6 @@ def test_every_suppression_names_its_rule(path: Path) -> None:
         if re.search(r"type: ignore|pyright: ignore(?!\[)|noqa(?!: ?[A-Z])", comment.string)
     ]
     assert not bare, "\n".join(bare)
-
-
-# ---- what is there when unstir is -------------------------------------------------------------------------------------
 
 
 def test_importing_unstir_imports_nothing_heavy() -> None:
@@ -247,3 +236,10 @@ def test_the_rules_see_the_package_that_is_tested() -> None:
 
     assert Path(inspect.getfile(unstir)).resolve() == PACKAGE / "__init__.py"
     assert (PACKAGE / "py.typed").exists()
+
+
+def test_the_version_is_said_twice_and_is_one() -> None:
+    import unstir
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert unstir.__version__ == project["version"]

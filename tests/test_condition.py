@@ -57,7 +57,9 @@ def test_cat_undoes_rows(first: int, second: int) -> None:
 
 @pytest.mark.parametrize(("mine", "theirs"), [(None, False), (False, None), (None, None), (True, False)])
 def test_cat_takes_silence_for_kept(mine: bool | None, theirs: bool | None) -> None:
-    """What only one of two says of ``kept`` is True for the other (documented); where neither says, neither does the whole."""
+    """What only one of two says of ``kept`` is True for the other (documented); where neither says, neither does the
+    whole.
+    """
     joined = build(2, kept=mine).cat(build(3, kept=theirs))
     assert len(joined) == 5
     if mine is None and theirs is None:

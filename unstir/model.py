@@ -125,11 +125,10 @@ def build(config: ModelConfig, reader: WordReader, *, training: dict[str, Any] |
         )
     if network.in_channels != config.codec.latent_channels:
         raise ValueError(f"the codec gives {config.codec.latent_channels} channels, the network takes {network.in_channels}")
-    if config.size % (config.codec.downsampling * network.multiple):
-        raise ValueError(
-            f"pictures of size {config.size} do not fit the network, which takes multiples of "
-            f"{config.codec.downsampling * network.multiple}"
-        )
+    multiple = config.codec.downsampling * network.multiple
+    if config.size % multiple or (network.is_one_size and config.size != multiple):
+        expected = f"{multiple}" if network.is_one_size else f"multiples of {multiple}"
+        raise ValueError(f"the network takes pictures of size {expected}, the model says {config.size}; change one of them")
     process = GaussianProcess(schedule=config.schedule)
     denoiser: NetworkDenoiser[Condition] = NetworkDenoiser(network, process, config.parameterization)
     return Model(config=config, denoiser=denoiser, reader=reader, training=training or {})

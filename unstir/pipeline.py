@@ -195,7 +195,8 @@ class Pipeline:
 
     def _check_size(self, width: int, height: int) -> None:
         size, multiple = self.model.config.size, self.multiple
-        if self.is_one_size and (width, height) != (size, size):
+        network: Any = self.model.denoiser.network
+        if network.is_one_size and (width, height) != (size, size):
             raise ValueError(f"this model draws {size}x{size} pictures, got {width}x{height}; leave --size out")
         if width < multiple or height < multiple or width % multiple or height % multiple:
             raise ValueError(f"width and height must be multiples of {multiple} for this model, got {width}x{height}")
@@ -207,11 +208,6 @@ class Pipeline:
         """What width and height of a picture must be multiples of."""
         network: Any = self.model.denoiser.network
         return network.multiple * self.model.config.codec.downsampling
-
-    @property
-    def is_one_size(self) -> bool:
-        """Whether the network draws its training size only."""
-        return self.multiple == self.model.config.size
 
     def run(self, requests: Sequence[Request], *, batch: int = BATCH) -> Iterator[Preview | Result]:
         """Draw pictures, in the order of the requests; those that differ only in words and seed are drawn together.

@@ -265,7 +265,9 @@ def test_the_finite_oracle_is_a_softmax_over_the_data(schedule: Schedule, t: flo
 @pytest.mark.parametrize("oracle", [GAUSSIAN, MIXTURE, POINTS], ids=["gaussian", "mixture", "points"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_oracles_are_finite_at_both_ends(oracle: GaussianOracle | MixtureOracle, dtype: torch.dtype) -> None:
-    """At alpha = 0 D is the mean of the data; at tiny sigma, and at 0, it is finite and close to the sample or to a point."""
+    """At alpha = 0 D is the mean of the data; at tiny sigma, and at 0, it is finite and close to the sample or to a
+    point.
+    """
     shape = (4, 2, 1) if oracle is GAUSSIAN else (4, 1)
     x = torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
     mean = oracle.mean if isinstance(oracle, GaussianOracle) else (oracle.weights[:, None] * oracle.means).sum(0)

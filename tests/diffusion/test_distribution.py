@@ -24,7 +24,8 @@ def expectation(law: Normal, values: object) -> float:
     """E over ``law`` of a function, by Gauss-Hermite quadrature: exact for polynomials of degree below 80."""
     nodes, weights = numpy.polynomial.hermite_e.hermegauss(40)
     x = law.mean + law.std * torch.from_numpy(nodes).view(-1, 1)
-    return float((torch.from_numpy(weights).view(-1, 1) * values(x)).sum() / math.sqrt(2 * math.pi))  # type: ignore[operator]
+    # type: ignore[operator]
+    return float((torch.from_numpy(weights).view(-1, 1) * values(x)).sum() / math.sqrt(2 * math.pi))
 
 
 @given(MEAN, STD, st.floats(-5, 5))

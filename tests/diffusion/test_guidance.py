@@ -80,7 +80,9 @@ def test_guidance_is_the_same_in_every_coordinate(process: GaussianProcess, kind
 
 
 def test_guidance_between_gaussians_is_the_product_of_powers() -> None:
-    """p(x|c)^w p(x)^(1-w) has the score w s_c + (1 - w) s_u: for Gaussians of equal spread, the mean w m_c + (1 - w) m_u."""
+    """p(x|c)^w p(x)^(1-w) has the score w s_c + (1 - w) s_u: for Gaussians of equal spread, the mean w m_c + (1 - w)
+    m_u.
+    """
     variance, scale = torch.tensor(0.5), 2.5
     laws = [
         GaussianOracle(mean=torch.tensor(mean), variance=variance)
@@ -107,7 +109,9 @@ def test_refuses_a_scale_that_is_no_number(scale: float) -> None:
 
 
 def test_outside_the_interval_the_strong_model_is_called_alone() -> None:
-    """Beliefs are combined where low <= log-SNR <= high, ends included; elsewhere one strong call (Kynkäänniemi et al. 2024)."""
+    """Beliefs are combined where low <= log-SNR <= high, ends included; elsewhere one strong call (Kynkäänniemi et al.
+    2024).
+    """
     schedule = RectifiedFlow()
     times = torch.tensor([0.9, 0.7, 0.5, 0.3, 0.1], dtype=torch.float64)
     levels = schedule.at(times)

@@ -154,7 +154,9 @@ def test_velocity_weight_is_bounded() -> None:
 
 @pytest.mark.parametrize("t", [0.1, 0.5, 0.9])
 def test_the_oracle_attains_the_analytic_minimum(schedule: Schedule, t: float) -> None:
-    """E |x0 - D|^2 = v sigma^2/(alpha^2 v + sigma^2) for the exact denoiser, within 4 standard errors; a wrong one costs more."""
+    """E |x0 - D|^2 = v sigma^2/(alpha^2 v + sigma^2) for the exact denoiser, within 4 standard errors; a wrong one
+    costs more.
+    """
     x0 = data(8, sites=2000)
     objective = Simple(weight=weight_x0, times=Between(low=t, high=t))
     cost = [
@@ -219,7 +221,9 @@ def test_times_and_noise_of_a_sample_are_independent() -> None:
 
 
 def test_parts_say_what_the_loss_was_made_of(schedule: Schedule) -> None:
-    """x0_error is the plain squared error and log_snr that of the drawn level; the weight joins them; neither holds a graph."""
+    """x0_error is the plain squared error and log_snr that of the drawn level; the weight joins them; neither holds a
+    graph.
+    """
     x0, times = data(COUNT), Between()
     model = denoiser(schedule, PredictX0(), BIASED)
     scale = nn.Parameter(torch.ones((), dtype=torch.float64))
@@ -274,7 +278,9 @@ def test_logit_normal_times_have_normal_logits(mean: float, std: float) -> None:
 
 @pytest.mark.parametrize("uniform", [0.3, 1.0])
 def test_logit_normal_times_with_a_share_of_uniform_ones(uniform: float) -> None:
-    """The law is uniform * t + (1 - uniform) * Phi((logit t - mean)/std), by Kolmogorov's test; also on the independence of parts."""
+    """The law is uniform * t + (1 - uniform) * Phi((logit t - mean)/std), by Kolmogorov's test; also on the
+    independence of parts.
+    """
     mean, std = -0.5, 0.7
     t = LogitNormalTimes(mean=mean, std=std, uniform=uniform).draw(4000, keyed(4000))
     law = uniform * t + (1 - uniform) * torch.special.ndtr((torch.logit(t) - mean) / std)

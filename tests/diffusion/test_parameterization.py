@@ -76,7 +76,9 @@ def test_flow_is_the_slope_of_the_path(schedule: Schedule, t: float) -> None:
 
 @given(st.floats(0.05, 0.95), st.floats(-2, 2))
 def test_flow_of_a_belief_is_the_probability_flow(schedule: Schedule, t: float, x: float) -> None:
-    """The velocity that stands for E[x0 | x_t] is the slope of the exact probability-flow solution (Song et al. 2021, Eq. 13)."""
+    """The velocity that stands for E[x0 | x_t] is the slope of the exact probability-flow solution (Song et al. 2021,
+    Eq. 13).
+    """
     if isinstance(schedule, Tabulated):
         t, width = (math.floor(t * schedule.num_steps) + 0.5) / schedule.num_steps, 1e-5
     else:
@@ -112,7 +114,9 @@ def test_noise_says_nothing_at_pure_noise(any_process: GaussianProcess) -> None:
 
 @pytest.mark.parametrize("kind", [PredictX0, PredictV, PredictFlow])
 def test_the_others_start_from_pure_noise(kind: type[Affine]) -> None:
-    """x0, v and flow decode and have finite targets at t = 1 of the straight path, where alpha = 0: x0 round trips (C8)."""
+    """x0, v and flow decode and have finite targets at t = 1 of the straight path, where alpha = 0: x0 round trips
+    (C8).
+    """
     level = RectifiedFlow().at(torch.ones(2, dtype=torch.float64))
     output = kind().target(X0, NOISE, level)
     torch.testing.assert_close(kind().decode(output, NOISE, level).x0, X0)

@@ -40,7 +40,9 @@ def rising(draw: st.DrawFn, count: int) -> tuple[float, ...]:
 
 
 def test_marginal_by_simulation(process: GaussianProcess) -> None:
-    """x_t has mean alpha x0 and variance sigma^2, and is Gaussian (Ho et al. 2020, Eq. 4): not 1 - alpha_t (papers.md 3.1)."""
+    """x_t has mean alpha x0 and variance sigma^2, and is Gaussian (Ho et al. 2020, Eq. 4): not 1 - alpha_t (papers.md
+    3.1).
+    """
     (t,) = levels(process, 0.6)
     x0 = torch.full((1, 20_000), 0.7, dtype=torch.float64)
     x_t = process.marginal(x0, t).sample(KeyedNoise.from_seeds([0]))
@@ -52,7 +54,9 @@ def test_marginal_by_simulation(process: GaussianProcess) -> None:
 
 @given(rising(2), VALUE)
 def test_the_chain_composes(process: GaussianProcess, times: tuple[float, ...], x0: float) -> None:
-    """q(x_t | x_s) after q(x_s | x_0) is q(x_t | x_0): mean coefficient and variance (Kingma et al. 2021, Appendix A.1)."""
+    """q(x_t | x_s) after q(x_s | x_0) is q(x_t | x_0): mean coefficient and variance (Kingma et al. 2021, Appendix
+    A.1).
+    """
     s, t = levels(process, *times)
     at_s = process.marginal(one(x0), s)
     kernel = process.kernel(at_s.mean, s, t)
@@ -108,7 +112,9 @@ def test_reverse_of_the_truth_keeps_the_marginal(process: GaussianProcess, times
 
 @pytest.mark.parametrize("step", [1, 2, 7, T])
 def test_ddpms_formulas_on_the_grid(step: int) -> None:
-    """beta_tilde and mu_tilde, and beta and sqrt(1 - beta) of the forward step (Ho et al. 2020, Eqs. 2, 6, 7; papers.md 3.1-3.3)."""
+    """beta_tilde and mu_tilde, and beta and sqrt(1 - beta) of the forward step (Ho et al. 2020, Eqs. 2, 6, 7; papers.md
+    3.1-3.3).
+    """
     betas = numpy.linspace(0.01, 0.3, T)
     bars = numpy.concatenate([[1.0], numpy.cumprod(1 - betas)])
     process = GaussianProcess(schedule=Tabulated.from_betas(betas.tolist()))
@@ -152,7 +158,9 @@ def test_respacing_needs_no_new_table(upper: int, data: st.DataObject) -> None:
 def test_variance_is_interpolated_in_the_logarithm(
     process: GaussianProcess, times: tuple[float, ...], fraction: float
 ) -> None:
-    """log variance = f log beta + (1 - f) log beta_tilde (Nichol & Dhariwal 2021, Eq. 15); None is f = 0; the mean is untouched."""
+    """log variance = f log beta + (1 - f) log beta_tilde (Nichol & Dhariwal 2021, Eq. 15); None is f = 0; the mean is
+    untouched.
+    """
     s, t = levels(process, *times)
     x_t, x0 = torch.full((2, 3), 0.4, dtype=torch.float64), torch.full((2, 3), -0.2, dtype=torch.float64)
     plain = process.reverse(x_t, t, s, Estimate(x0=x0))
@@ -270,7 +278,9 @@ def test_each_sample_at_its_own_level(schedule: Schedule) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_coarse_samples_still_get_their_noise(process: GaussianProcess, dtype: torch.dtype) -> None:
-    """At the smallest t of a thousand steps some of x_t differs from x0 even in half precision (C11), and types are kept."""
+    """At the smallest t of a thousand steps some of x_t differs from x0 even in half precision (C11), and types are
+    kept.
+    """
     x0 = torch.full((2, 64), 0.5, dtype=dtype)
     for t in (scalar(0.001), torch.full((2,), 0.001, dtype=torch.float64)):
         x_t = process.marginal(x0, process.schedule.at(t)).sample(KeyedNoise.from_seeds([0, 1]))

@@ -57,7 +57,9 @@ def test_linear_is_the_exponential_of_the_accumulated_rate(t: float, low: float,
 
 @pytest.mark.parametrize(("t", "ratio"), [(0.0, 1.0), (1.0, 0.0), (0.5, None), (0.123, None), (0.999, None)])
 def test_cosine_is_the_papers_formula(t: float, ratio: float | None) -> None:
-    """alpha_bar = f(t)/f(0), f = cos^2((t + s)/(1 + s) pi/2), s = 0.008 (Nichol & Dhariwal 2021, Eq. 17), up to the floor."""
+    """alpha_bar = f(t)/f(0), f = cos^2((t + s)/(1 + s) pi/2), s = 0.008 (Nichol & Dhariwal 2021, Eq. 17), up to the
+    floor.
+    """
 
     def f(u: float) -> float:
         return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
@@ -229,7 +231,9 @@ def test_a_chain_clips_beta_where_it_is_told(beta_max: float, num_steps: int) ->
 
 
 def test_published_ends_of_the_chains() -> None:
-    """sqrt(alpha_bar_T) of DDPM is 0.0064, of Stable Diffusion 0.068, of cosine 5e-5 (papers.md); sigma_1 of DDPM is 0.01 (C17)."""
+    """sqrt(alpha_bar_T) of DDPM is 0.0064, of Stable Diffusion 0.068, of cosine 5e-5 (papers.md); sigma_1 of DDPM is
+    0.01 (C17).
+    """
     ddpm = Tabulated.from_betas(linear_betas(1000))
     stable = Tabulated.from_betas((numpy.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2).tolist())
     cosine = Tabulated.from_schedule(Cosine(), 1000)

@@ -72,7 +72,7 @@ class DiT(nn.Module):
             )
         self.config = config
         self.in_channels = self.out_channels = config.channels
-        self.multiple = config.size
+        self.multiple, self.is_one_size = config.size, True
         cells = config.size // config.patch
         width, area = config.width, config.patch**2
         self.reader = ConditionReader(config.text)

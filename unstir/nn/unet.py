@@ -69,6 +69,7 @@ class UNet(nn.Module):
         self.config = config
         self.in_channels = self.out_channels = config.channels
         self.multiple = 2 ** (len(widths) - 1)
+        self.is_one_size = False
         self.reader = ConditionReader(config.text)
         self.vector = VectorEmbedding(4 * config.width, config.text.width, features=config.width)
         self.first = nn.Conv2d(config.channels, config.width, 3, padding=1)

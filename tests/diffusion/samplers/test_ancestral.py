@@ -80,7 +80,9 @@ def test_the_chain_tends_to_the_law_of_the_data(schedule: Schedule) -> None:
 
 
 def test_a_thousand_steps_of_ddpm_make_the_data() -> None:
-    """The full chain on DDPM's table: mean and variance of 4000 samples within 4 standard errors (and the 1/T of the chain)."""
+    """The full chain on DDPM's table: mean and variance of 4000 samples within 4 standard errors (and the 1/T of the
+    chain).
+    """
     noise = KeyedNoise.from_seeds([3])
     x = DDPM.prior(torch.zeros(1, 4000, dtype=torch.float64)).sample(noise)
     *_, last = sample(Ancestral(), ORACLE, DDPM, x, trailing(DDPM.schedule, 1000), noise)
@@ -94,7 +96,9 @@ def test_a_thousand_steps_of_ddpm_make_the_data() -> None:
 @pytest.mark.parametrize(("variance_type", "fraction"), [("fixed_small", None), ("fixed_large", 1.0)])
 @pytest.mark.parametrize("num_steps", [1000, 50])
 def test_agrees_with_diffusers(variance_type: str, fraction: float | None, num_steps: int) -> None:
-    """diffusers' DDPM step, with the same noise, to float32 accuracy: full and strided chain, both fixed variances (C6, C7)."""
+    """diffusers' DDPM step, with the same noise, to float32 accuracy: full and strided chain, both fixed variances (C6,
+    C7).
+    """
     theirs = DDPMScheduler(
         num_train_timesteps=1000,
         beta_schedule="linear",

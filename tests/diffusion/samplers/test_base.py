@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -130,7 +131,9 @@ def test_what_order_can_and_cannot_see(slip: str, order: int) -> None:
 @each_sampler
 @pytest.mark.parametrize("num_steps", [1, 2, 7])
 def test_steps_are_numbered_from_noise_to_data(sampler: Sampler[Any], schedule: Schedule, num_steps: int) -> None:
-    """Step 0 is the start without a belief; then N steps with the last call's belief, one for each time of the grid (C2, C5)."""
+    """Step 0 is the start without a belief; then N steps with the last call's belief, one for each time of the grid
+    (C2, C5).
+    """
     process, x = GaussianProcess(schedule=schedule), torch.randn(2, 1, generator=torch.Generator().manual_seed(0))
     times = trailing(schedule, num_steps)
     asked: list[tuple[float, Tensor]] = []
@@ -147,7 +150,7 @@ def test_steps_are_numbered_from_noise_to_data(sampler: Sampler[Any], schedule: 
     assert [t for t, _ in asked] == list(times[:-1]), (
         "one evaluation a step, at the level where the step starts (C1, C4)"
     )
-    for before, step in zip(steps[:-1], steps[1:], strict=True):
+    for before, step in pairwise(steps):
         assert step.belief is not None
         expected = GAUSSIAN(before.x, schedule.at(torch.tensor(before.t, dtype=torch.float64))).x0
         assert torch.equal(step.belief.x0, expected)
@@ -169,7 +172,9 @@ def test_the_last_step_is_the_belief_itself(sampler: Sampler[Any], schedule: Sch
 @each_sampler
 @pytest.mark.parametrize("spacing", SPACINGS.values(), ids=SPACINGS.keys())
 def test_every_number_of_steps_is_finite(sampler: Sampler[Any], any_process: GaussianProcess, spacing: Spacing) -> None:
-    """From t = 1, where alpha may be 0, for every N in 1..50, in float32: finite, and within the reach of the data (C18, C8)."""
+    """From t = 1, where alpha may be 0, for every N in 1..50, in float32: finite, and within the reach of the data
+    (C18, C8).
+    """
     x = any_process.prior(torch.zeros(2, 1)).sample(keyed(2))
     for num_steps in range(1, 51) if spacing is trailing else (1, 2, 3, 5, 8, 13, 50):
         end = walk(sampler, GAUSSIAN, any_process, x, times_of(spacing, any_process.schedule, num_steps))
@@ -203,7 +208,9 @@ def test_a_perfect_belief_is_followed_exactly(name: str, schedule: Schedule) -> 
 
 @each_sampler
 def test_a_sampler_keeps_nothing(sampler: Sampler[Any], schedule: Schedule) -> None:
-    """A used sampler gives what a fresh one gives, after other grids and batch sizes and between interleaved runs (C20)."""
+    """A used sampler gives what a fresh one gives, after other grids and batch sizes and between interleaved runs
+    (C20).
+    """
     process, fresh = GaussianProcess(schedule=schedule), replace(sampler)  # type: ignore[type-var]
     x, times = torch.randn(2, 1, generator=torch.Generator().manual_seed(0)), trailing(schedule, 6)
     expected = walk(fresh, MIXTURE, process, x, times)
@@ -253,7 +260,9 @@ def test_a_picture_depends_on_its_key_alone(sampler: Sampler[Any], schedule: Sch
 
 @each_sampler
 def test_samples_of_a_memorising_denoiser_are_data(sampler: Sampler[Any], schedule: Schedule) -> None:
-    """With the exact denoiser of four points, samples are those points, each about as often as another (4 standard errors)."""
+    """With the exact denoiser of four points, samples are those points, each about as often as another (4 standard
+    errors).
+    """
     points = torch.tensor(
         [[1.0, 0.3], [-0.3, 1.0], [-1.0, -0.3], [0.3, -1.0]]
     )  # turned into each other by quarter turns
@@ -298,7 +307,9 @@ def test_every_step_has_its_own_randomness() -> None:
 
 @each_sampler
 def test_a_walk_may_start_and_stop_anywhere(sampler: Sampler[Any], schedule: Schedule) -> None:
-    """A grid from t = 0.6 to t = 0.2 leaves x with the spread of t = 0.2 (C30): noise of the level is kept, not removed."""
+    """A grid from t = 0.6 to t = 0.2 leaves x with the spread of t = 0.2 (C30): noise of the level is kept, not
+    removed.
+    """
     process, ends = GaussianProcess(schedule=schedule), schedule.at(torch.tensor([0.6, 0.2], dtype=torch.float64))
     x0 = torch.full((1, 4000), 0.5, dtype=torch.float64)
     oracle = MixtureOracle.finite(x0[0][None])

@@ -69,7 +69,9 @@ def test_with_full_noise_it_is_the_ancestral_chain(
 
 @given(falling(), st.floats(0.01, 1))
 def test_every_eta_keeps_the_marginals(process: GaussianProcess, times: tuple[float, float], eta: float) -> None:
-    """With the truth for D, x_s ~ N(alpha_s x0, sigma_s^2) for every eta (Song et al. 2021, Lemma 1): up^2 + down^2 = sigma_s^2 (C22)."""
+    """With the truth for D, x_s ~ N(alpha_s x0, sigma_s^2) for every eta (Song et al. 2021, Lemma 1): up^2 + down^2 =
+    sigma_s^2 (C22).
+    """
     t, s = (process.schedule.at(scalar(value)) for value in times)
     x0 = scalar(0.4).view(1, 1)
     oracle, sampler = MixtureOracle.finite(x0), DDIM(eta=eta)
@@ -126,7 +128,9 @@ def diffusers_ddim(num_steps: int) -> DDIMScheduler:
 @pytest.mark.parametrize("num_steps", [1, 10, 50])
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_agrees_with_diffusers(num_steps: int, eta: float) -> None:
-    """diffusers' DDIM on an exact denoiser, the whole way and with the same noise, to float32 accuracy (N divides T: C1)."""
+    """diffusers' DDIM on an exact denoiser, the whole way and with the same noise, to float32 accuracy (N divides T:
+    C1).
+    """
     process, theirs = GaussianProcess(schedule=Tabulated.from_betas(linear_betas(1000))), diffusers_ddim(num_steps)
     times = trailing(process.schedule, num_steps)
     assert [step + 1 for step in theirs.timesteps.tolist()] == [round(t * 1000) for t in times[:-1]]

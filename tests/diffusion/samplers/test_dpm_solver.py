@@ -62,7 +62,9 @@ def paper(levels: Level, x: float) -> list[float]:
 
 @given(unequal(), st.floats(-3, 3))
 def test_every_step_is_the_papers(process: GaussianProcess, times: tuple[float, ...], x: float) -> None:
-    """On unequal steps x_s equals Algorithm 2, first and later steps; an inverted ratio r would not (C16, which order cannot see)."""
+    """On unequal steps x_s equals Algorithm 2, first and later steps; an inverted ratio r would not (C16, which order
+    cannot see).
+    """
     expected = paper(process.schedule.at(torch.tensor(times, dtype=torch.float64)), x)
     start = torch.full((1, 1), x, dtype=torch.float64)
     got = [step.x.item() for step in sample(DPMSolver2M(), ORACLE, process, start, times, NOISE)]
@@ -92,7 +94,9 @@ def test_the_first_step_is_ddim(process: GaussianProcess) -> None:
 
 
 def test_after_pure_noise_comes_a_step_of_first_order() -> None:
-    """From alpha = 0 the first step has infinite length: the second takes nothing from it, the third is of second order again."""
+    """From alpha = 0 the first step has infinite length: the second takes nothing from it, the third is of second order
+    again.
+    """
     process = GaussianProcess(schedule=RectifiedFlow())
     times, x = (1.0, 0.7, 0.5, 0.4), torch.linspace(-2, 2, 5, dtype=torch.float64).view(1, 5)
     levels = process.schedule.at(torch.tensor(times, dtype=torch.float64))
@@ -122,7 +126,9 @@ def test_it_takes_a_level_a_sample(process: GaussianProcess) -> None:
     ("spacing", "num_steps"), [("trailing", 10), ("trailing", 20), ("linspace", 10), ("linspace", 23)]
 )
 def test_agrees_with_diffusers(spacing: str, num_steps: int) -> None:
-    """diffusers' DPM-Solver++(2M, midpoint) on an exact denoiser with the same timesteps, every step, to float32 accuracy."""
+    """diffusers' DPM-Solver++(2M, midpoint) on an exact denoiser with the same timesteps, every step, to float32
+    accuracy.
+    """
     process = GaussianProcess(schedule=Tabulated.from_betas(linear_betas(1000)))
     theirs = DPMSolverMultistepScheduler(
         num_train_timesteps=1000,
