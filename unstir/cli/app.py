@@ -45,9 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """The exit status of a verb."""
-    if arguments[:1] == ["train"]:
-        arguments = as_settings(arguments)
     try:
+        if arguments[:1] == ["train"]:
+            arguments = as_settings(arguments)
         status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
         return status if isinstance(status, int) else 0

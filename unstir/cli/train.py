@@ -43,7 +43,7 @@ def as_settings(arguments: Sequence[str]) -> list[str]:
         elif match[2] is not None:
             result += ["--set", f"{match[1]}={match[2]}"]
         elif not rest:
-            raise SystemExit(f"unstir: the setting {argument} needs a value")
+            raise ValueError(f"the setting {argument} needs a value")
         else:
             result += ["--set", f"{match[1]}={rest.pop(0)}"]
     return result
@@ -102,7 +102,7 @@ def train(
         Print one JSON object at the end; progress goes to stderr.
     """
     started = time.perf_counter()
-    from unstir.training.run import execute, load_data, read_run, write_run
+    from unstir.training.run import execute, load_data, read_run
 
     changes = _changes(set_ or [], {"images": images, "batch": batch, "seed": seed, "cadence.checkpoint": checkpoint_every})
     wanted = {"recipe": recipe, "data": data, "start": start, "allow": allow_missing_captions}
@@ -121,7 +121,6 @@ def train(
             )
         for line in loaded.lines:
             say(line)
-        write_run(directory, config, loaded)
         say(f"run folder: {directory.resolve()}")
         with _progress(config, loaded) as hook:
             outcome = execute(directory, config, loaded, device=device, say=say, hooks=[hook])

@@ -188,15 +188,17 @@ def execute(
         ArithmeticError: if the loss is not finite; the last checkpoint is untouched.
         OSError: if the folder cannot be written.
     """
-    (directory / "previews").mkdir(parents=True, exist_ok=True)
+    # Whatever can be refused is refused before anything is written.
     reader = _reader(directory, config, data)
-    model = _start(config, reader)
-    trainer = Trainer(model, data.train, config.training, device=device)
-    log = RunLog(directory / "log.jsonl")
+    trainer = Trainer(_start(config, reader), data.train, config.training, device=device)
     checkpoint = load_latest(directory / "checkpoints")
     if checkpoint is not None:
         trainer.restore(checkpoint)
         say(f"going on from {checkpoint.images_seen} pictures")
+    (directory / "previews").mkdir(parents=True, exist_ok=True)
+    _write(directory / "tokenizer.json", reader.tokenizer.to_str())
+    write_run(directory, config, data)
+    log = RunLog(directory / "log.jsonl")
     log.rewind(trainer.images_seen)
     watcher = _Watcher(directory=directory, config=config, data=data, log=log, say=say, device=device)
     if trainer.images_seen == 0:
@@ -220,12 +222,9 @@ def execute(
 
 
 def write_run(directory: Path, config: RunConfig, data: RunData) -> None:
-    """Begin a run folder: its configuration, and which data it saw."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """Write down the configuration of a run, and which data it saw."""
     content = {**to_dict(config), "fingerprint": data.train.fingerprint()}
-    temporary = directory / "run.json.new"
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    temporary.replace(directory / "run.json")
+    _write(directory / "run.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_run(directory: Path) -> tuple[RunConfig, str]:
@@ -279,9 +278,8 @@ class _Watcher:
         save_model(model, self.directory / "model", weights=trainer.ema_network.state_dict())
 
     def preview(self, trainer: Trainer) -> None:
-        prompts = self.config.previews or tuple(
-            captions[0] for captions in self.data.train.captions[:64] if captions
-        )[:6]
+        taught = dict.fromkeys(captions[0] for captions in self.data.train.captions if captions)
+        prompts = self.config.previews or tuple(taught)[:6]
         if not prompts:
             return
         title = f"{trainer.images_seen} pictures seen"
@@ -341,6 +339,12 @@ class _Watcher:
         }
 
 
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text, "utf-8")
+    temporary.replace(path)
+
+
 def _own_split(key: str) -> str:
     return "validation" if int(hashlib.sha256(key.encode()).hexdigest(), 16) % 20 == 0 else "train"
 
@@ -355,16 +359,11 @@ def _reader(directory: Path, config: RunConfig, data: RunData) -> WordReader:
     if path.exists():
         return WordReader(Tokenizer.from_file(str(path)), text.max_tokens)
     if config.start:
-        reader = load_model(locate_model(config.start)).reader
-    else:
-        said = [caption for captions in data.train.captions for caption in captions]
-        texts = [*said, *(word for words in data.train.keywords for word in words)]
-        texts += [form for caption in said for form in paraphrases(caption)]
-        reader = WordReader.train(texts, vocabulary=text.vocabulary, max_tokens=text.max_tokens)
-    temporary = path.with_name("tokenizer.json.new")
-    temporary.write_text(reader.tokenizer.to_str(), "utf-8")
-    temporary.replace(path)
-    return reader
+        return load_model(locate_model(config.start)).reader
+    said = [caption for captions in data.train.captions for caption in captions]
+    texts = [*said, *(word for words in data.train.keywords for word in words)]
+    texts += [form for caption in said for form in paraphrases(caption)]
+    return WordReader.train(texts, vocabulary=text.vocabulary, max_tokens=text.max_tokens)
 
 
 def _start(config: RunConfig, reader: WordReader) -> Model:

@@ -1,0 +1,52 @@
+"""Put a trained run into the package as the built-in model.
+
+    python scripts/make_builtin.py runs/emoji --sampling guidance_scale=2.0 --sampling steps=20 --figures figures.json
+
+The weights are stored in bf16 (half the size; sampling computes in float32), beside the run's log and configuration.
+``figures.json`` is what ``unstir evaluate --json`` printed of the model made by a first call of this script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from unstir.config import from_dict, to_dict
+from unstir.model import SamplingDefaults, load_model, save_model
+from unstir.pipeline import BUILTIN
+
+MAX_BYTES = 25_000_000
+
+
+def main() -> None:
+    """Read the run, write the model folder, and refuse one that is too large."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--sampling", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--figures", type=Path)
+    parser.add_argument("--command", default="unstir data emoji emoji/ && unstir train emoji --data emoji/ --out runs/emoji")
+    arguments = parser.parse_args()
+    model = load_model(arguments.run / "model")
+    changes = {key: json.loads(value) for key, value in (item.split("=", 1) for item in arguments.sampling)}
+    sampling = from_dict(SamplingDefaults, {**to_dict(model.config.sampling), **changes})
+    training = {**model.training, "command": arguments.command, "folder": "builtin"}
+    if arguments.figures:
+        figures = json.loads(arguments.figures.read_text("utf-8"))
+        training["retrieval"] = {"protocol": figures["protocol"], **figures["prompts"]}
+    model = replace(model, config=replace(model.config, sampling=sampling), training=training)
+    save_model(model, BUILTIN, dtype=torch.bfloat16)
+    shutil.copy(arguments.run / "log.jsonl", BUILTIN / "log.jsonl")
+    shutil.copy(arguments.run / "run.json", BUILTIN / "run.json")
+    size = sum(file.stat().st_size for file in BUILTIN.iterdir())
+    print(f"{BUILTIN}: {size / 1e6:.2f} MB")
+    if size > MAX_BYTES:
+        raise SystemExit(f"the built-in model may have {MAX_BYTES / 1e6:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()
