@@ -29,7 +29,9 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--sampling", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--figures", type=Path)
-    parser.add_argument("--command", default="unstir data emoji emoji/ && unstir train emoji --data emoji/ --out runs/emoji")
+    parser.add_argument(
+        "--command", default="unstir data emoji emoji/ && unstir train emoji --data emoji/ --out runs/emoji"
+    )
     arguments = parser.parse_args()
     model = load_model(arguments.run / "model")
     changes = {key: json.loads(value) for key, value in (item.split("=", 1) for item in arguments.sampling)}

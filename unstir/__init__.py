@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 __all__ = ["Pipeline", "Request", "__version__", "load"]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module's attributes are of any type
+def __getattr__(name: str) -> Any:
     """Import the public names when they are first used: ``import unstir`` stays fast."""
     if name in ("Pipeline", "Request", "load"):
         from unstir import pipeline

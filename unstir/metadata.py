@@ -83,7 +83,9 @@ def save_picture(picture: Image.Image, path: Path, recipe: Recipe | None) -> Non
         OSError: if the file cannot be written.
     """
     if path.suffix.lower() not in PICTURE_SUFFIXES:
-        raise ValueError(f"cannot write a picture as {path.suffix or 'a file without suffix'}; use {', '.join(PICTURE_SUFFIXES)}")
+        raise ValueError(
+            f"cannot write a picture as {path.suffix or 'a file without suffix'}; use {', '.join(PICTURE_SUFFIXES)}"
+        )
     temporary = path.with_name(f".{path.name}.new")
     options: dict[str, Any] = {}
     if path.suffix.lower() == ".png":
@@ -113,7 +115,9 @@ def read_recipe(path: Path) -> Recipe:
         ValueError: if it is no picture, carries no recipe of unstir, or one that cannot be read.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"there is no picture {path}" if not path.exists() else f"{path} is a folder, not a picture")
+        raise FileNotFoundError(
+            f"there is no picture {path}" if not path.exists() else f"{path} is a folder, not a picture"
+        )
     try:
         with Image.open(path) as picture:
             picture.load()

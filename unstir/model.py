@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -124,11 +125,15 @@ def build(config: ModelConfig, reader: WordReader, *, training: dict[str, Any] |
             f"the tokenizer has {reader.tokenizer.get_vocab_size()} entries, the network reads {text.vocabulary}"
         )
     if network.in_channels != config.codec.latent_channels:
-        raise ValueError(f"the codec gives {config.codec.latent_channels} channels, the network takes {network.in_channels}")
+        raise ValueError(
+            f"the codec gives {config.codec.latent_channels} channels, the network takes {network.in_channels}"
+        )
     multiple = config.codec.downsampling * network.multiple
     if config.size % multiple or (network.is_one_size and config.size != multiple):
         expected = f"{multiple}" if network.is_one_size else f"multiples of {multiple}"
-        raise ValueError(f"the network takes pictures of size {expected}, the model says {config.size}; change one of them")
+        raise ValueError(
+            f"the network takes pictures of size {expected}, the model says {config.size}; change one of them"
+        )
     process = GaussianProcess(schedule=config.schedule)
     denoiser: NetworkDenoiser[Condition] = NetworkDenoiser(network, process, config.parameterization)
     return Model(config=config, denoiser=denoiser, reader=reader, training=training or {})
@@ -162,8 +167,8 @@ def save_model(
     temporary.mkdir(parents=True)
     try:
         source = weights if weights is not None else dict(model.denoiser.network.state_dict())  # pyright: ignore
-        tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in source.items()}
-        save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt", "modelspec.title": "unstir model"})
+        tensors = {name: tensor.detach().to("cpu", dtype) for name, tensor in source.items()}
+        write_tensors(temporary / "model.safetensors", tensors)
         description = {
             "format": FORMAT,
             "checksum": checksum_of(temporary / "model.safetensors"),
@@ -206,7 +211,9 @@ def load_model(directory: Path) -> Model:
         raise FileNotFoundError(f"{directory} has no model.safetensors: the model folder is not complete")
     checksum = checksum_of(weights)
     if expected and checksum != expected:
-        raise ValueError(f"{weights} is damaged: its checksum is not the one in unstir.json; copy the model folder again")
+        raise ValueError(
+            f"{weights} is damaged: its checksum is not the one in unstir.json; copy the model folder again"
+        )
     with torch.random.fork_rng(devices=[]):  # loading a model must not move anybody's random stream
         model = build(config, WordReader(tokenizer, config.network.text.max_tokens), training=training)
     load_weights(cast(nn.Module, model.denoiser.network), weights)
@@ -252,6 +259,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return {name: cast(Tensor, file.get_tensor(name)) for name in cast("list[str]", file.keys())}
     except SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file, or a damaged one ({error})") from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as a safetensors file, readable by whom any new file is readable by."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
+    path.chmod(mode)  # safetensors makes files that only their owner can read
 
 
 def checksum_of(path: Path) -> str:

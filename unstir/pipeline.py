@@ -171,7 +171,7 @@ class Pipeline:
             ValueError: if it cannot, saying what was given, what is expected and what to do.
         """
         if not request.prompt.strip():
-            raise ValueError("the prompt is empty; say what to draw, for instance \"a red heart\"")
+            raise ValueError('the prompt is empty; say what to draw, for instance "a red heart"')
         if not 0 <= request.seed <= MAX_SEED:
             raise ValueError(f"seed must be a whole number from 0 to {MAX_SEED}, got {request.seed}")
         if not 1 <= request.steps <= MAX_STEPS:
@@ -246,7 +246,9 @@ class Pipeline:
         requests = self.requests([prompt] if isinstance(prompt, str) else prompt, n=n, seed=seed, **settings)
         return [item.picture for item in self.run(requests, batch=batch) if isinstance(item, Result)]
 
-    def requests(self, prompts: Sequence[str], *, n: int = 1, seed: int | None = None, **settings: Any) -> list[Request]:
+    def requests(
+        self, prompts: Sequence[str], *, n: int = 1, seed: int | None = None, **settings: Any
+    ) -> list[Request]:
         """The requests of a whole call: picture k of prompt j has seed + j n + k.
 
         Raises:
@@ -259,7 +261,9 @@ class Pipeline:
         total = n * len(prompts)
         first = secrets.randbelow(MAX_SEED + 2 - total) if seed is None else seed
         if not 0 <= first <= MAX_SEED + 1 - total:
-            raise ValueError(f"seed must be a whole number from 0 to {MAX_SEED + 1 - total} for {total} pictures, got {first}")
+            raise ValueError(
+                f"seed must be a whole number from 0 to {MAX_SEED + 1 - total} for {total} pictures, got {first}"
+            )
         return [self.request(p, seed=first + j * n + k, **settings) for j, p in enumerate(prompts) for k in range(n)]
 
     def _draw_alone(self, request: Request) -> Iterator[Preview | Result]:
@@ -369,7 +373,9 @@ def _groups(requests: Sequence[Request], batch: int) -> Iterator[list[Request]]:
     group: list[Request] = []
     for request in requests:
         is_alone = request.rows > 1
-        if group and (is_alone or len(group) == batch or group[0].rows > 1 or _settings(group[0]) != _settings(request)):
+        if group and (
+            is_alone or len(group) == batch or group[0].rows > 1 or _settings(group[0]) != _settings(request)
+        ):
             yield group
             group = []
         group.append(request)

@@ -26,7 +26,7 @@ from unstir.cli.train import as_settings, train
 
 app = App(
     name="unstir",
-    help="From a folder of captioned pictures to a picture from a prompt. Example: unstir sample \"a red heart\"",
+    help='From a folder of captioned pictures to a picture from a prompt. Example: unstir sample "a red heart"',
     version=__version__,
     help_format="plaintext",
 )
@@ -67,8 +67,10 @@ def run(arguments: list[str]) -> int:
         return _tell(2, str(error), error)
     except (ArithmeticError, MemoryError, ImportError) as error:
         return _tell(1, str(error) or type(error).__name__, error)
-    except Exception as error:  # noqa: BLE001 - the last resort of a command line
-        return _tell(1, f"this is a bug in unstir ({type(error).__name__}: {error}); UNSTIR_TRACEBACK=1 shows where", error)
+    except Exception as error:
+        return _tell(
+            1, f"this is a bug in unstir ({type(error).__name__}: {error}); UNSTIR_TRACEBACK=1 shows where", error
+        )
 
 
 def _tell(status: int, sentence: str, error: BaseException | None) -> int:

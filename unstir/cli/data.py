@@ -14,7 +14,9 @@ from cyclopts import App, Parameter
 
 from unstir.cli.output import print_json, progress_bar
 
-data_app = App(name="data", help="Build captioned sets of pictures. Example: unstir data emoji emoji/", help_format="plaintext")
+data_app = App(
+    name="data", help="Build captioned sets of pictures. Example: unstir data emoji emoji/", help_format="plaintext"
+)
 
 
 @data_app.command
@@ -43,7 +45,9 @@ def emoji(
     from unstir.data.emoji import build_emoji
 
     with progress_bar("drawing emoji", 1) as advance:
-        summary = build_emoji(directory, size=size, language=language, progress=lambda done, total: advance(done / total))
+        summary = build_emoji(
+            directory, size=size, language=language, progress=lambda done, total: advance(done / total)
+        )
     if json:
         print_json({key: str(value) if isinstance(value, Path) else value for key, value in asdict(summary).items()})
         return

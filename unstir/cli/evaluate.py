@@ -113,7 +113,7 @@ def evaluate(
         for name, index in chosen.items():
             prompts = [real.captions[i][0] for i in index]
 
-            def draw(prompts: Sequence[str], run: int) -> Any:  # noqa: ANN401 - a tensor
+            def draw(prompts: Sequence[str], run: int) -> Any:
                 nonlocal drawn
                 found = _draw(pipe, prompts, seed + run * len(prompts), batch, settings, lambda n: advance(drawn + n))
                 drawn += len(prompts)
@@ -156,8 +156,13 @@ def evaluate(
 
 
 def _draw(
-    pipe: Pipeline, prompts: Sequence[str], seed: int, batch: int, settings: dict[str, Any], advance: Any  # noqa: ANN401
-) -> Any:  # noqa: ANN401 - a tensor; torch is imported late
+    pipe: Pipeline,
+    prompts: Sequence[str],
+    seed: int,
+    batch: int,
+    settings: dict[str, Any],
+    advance: Any,
+) -> Any:
     import numpy
     import torch
 
@@ -172,7 +177,12 @@ def _draw(
 
 
 def _write_sheet(
-    pipe: Pipeline, real: Any, chosen: dict[str, list[int]], path: Path, seed: int, settings: dict[str, Any]  # noqa: ANN401
+    pipe: Pipeline,
+    real: Any,
+    chosen: dict[str, list[int]],
+    path: Path,
+    seed: int,
+    settings: dict[str, Any],
 ) -> None:
     from unstir.metadata import save_picture
     from unstir.training.preview import contact_sheet

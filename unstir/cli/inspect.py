@@ -51,7 +51,9 @@ def describe(name: str) -> dict[str, Any]:
     if (locate_model(name) / "unstir.json").exists():
         return _model(locate_model(name), path)
     if not path.exists():
-        raise FileNotFoundError(f"there is nothing at {name}; give builtin, a model, a run, a picture or a set of pictures")
+        raise FileNotFoundError(
+            f"there is nothing at {name}; give builtin, a model, a run, a picture or a set of pictures"
+        )
     if path.is_file() and path.suffix.lower() == ".safetensors":
         return _tensors(path)
     if path.is_file() and path.suffix.lower() != ".parquet":
@@ -110,12 +112,14 @@ def _tensors(path: Path) -> dict[str, Any]:
     return {
         "kind": "safetensors",
         "path": str(path),
-        "tensors": {name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for name, tensor in tensors.items()},
+        "tensors": {
+            name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for name, tensor in tensors.items()
+        },
         "parameters": sum(tensor.numel() for tensor in tensors.values()),
     }
 
 
-def _lines(found: Any, indent: str = "") -> list[str]:  # noqa: ANN401 - any JSON value
+def _lines(found: Any, indent: str = "") -> list[str]:
     lines: list[str] = []
     for key, value in found.items():
         if isinstance(value, dict):
@@ -125,5 +129,3 @@ def _lines(found: Any, indent: str = "") -> list[str]:  # noqa: ANN401 - any JSO
         else:
             lines.append(f"{indent}{key}: {value}")
     return lines
-
-

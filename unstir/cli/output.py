@@ -43,7 +43,9 @@ def picture_paths(output: str, prompts: list[str]) -> list[Path]:
     """
     if not is_folder(output):
         if len(prompts) > 1:
-            raise ValueError(f"{len(prompts)} pictures do not fit into the file {output}; give a folder, for instance -o pictures/")
+            raise ValueError(
+                f"{len(prompts)} pictures do not fit into the file {output}; give a folder, for instance -o pictures/"
+            )
         return [Path(output)]
     folder = Path(output)
     numbers = [int(match[1]) for file in _children(folder) if (match := re.match(r"(\d{4,})-", file.name))]
@@ -84,8 +86,14 @@ def progress_bar(what: str, total: int, *, unit: str = "") -> Generator[Any]:
     if not console.is_terminal:
         yield lambda done, text="": None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}" + unit))
-    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[text]}"), console=console, transient=True) as bar:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}" + unit),
+    )
+    with Progress(
+        *columns, TimeRemainingColumn(), TextColumn("{task.fields[text]}"), console=console, transient=True
+    ) as bar:
         task = bar.add_task(what, total=total, text="")
         yield lambda done, text="": bar.update(task, completed=done, text=text)
 

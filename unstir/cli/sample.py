@@ -127,7 +127,9 @@ def sample(
         say(f"warning: {warning}")
     seeds = f"seed {requests[0].seed}" + (f" to {requests[-1].seed}" if len(requests) > 1 else "")
     each = sum(result.seconds for result in results) / len(results)
-    where = paths[0].resolve() if len(paths) == 1 else f"{paths[0].parent.resolve()}/ ({paths[0].name} to {paths[-1].name})"
+    where = (
+        paths[0].resolve() if len(paths) == 1 else f"{paths[0].parent.resolve()}/ ({paths[0].name} to {paths[-1].name})"
+    )
     noun = "1 picture" if len(paths) == 1 else f"{len(paths)} pictures"
     print(f"{noun}, {seeds}, {each:.2f} s each: {where}")
 
@@ -202,5 +204,7 @@ def parse_interval(text: str | None) -> tuple[float, float] | None:
     try:
         low, high = (float(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"a guidance interval is two numbers, got {text!r}; for instance --guidance.interval -4,4") from None
+        raise ValueError(
+            f"a guidance interval is two numbers, got {text!r}; for instance --guidance.interval -4,4"
+        ) from None
     return low, high

@@ -61,7 +61,9 @@ def train(
     seed: int | None = None,
     checkpoint_every: int | None = None,
     allow_missing_captions: Annotated[bool, Parameter(negative=())] = False,
-    set_: Annotated[list[str] | None, Parameter(name="--set", consume_multiple=False, allow_leading_hyphen=True)] = None,
+    set_: Annotated[
+        list[str] | None, Parameter(name="--set", consume_multiple=False, allow_leading_hyphen=True)
+    ] = None,
     device: str = "auto",
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
@@ -104,7 +106,9 @@ def train(
     started = time.perf_counter()
     from unstir.training.run import execute, load_data, read_run
 
-    changes = _changes(set_ or [], {"images": images, "batch": batch, "seed": seed, "cadence.checkpoint": checkpoint_every})
+    changes = _changes(
+        set_ or [], {"images": images, "batch": batch, "seed": seed, "cadence.checkpoint": checkpoint_every}
+    )
     wanted = {"recipe": recipe, "data": data, "start": start, "allow": allow_missing_captions}
     directory = _run_folder(recipe, out, resume=resume)
     with _locked(directory):
@@ -183,7 +187,9 @@ def _fresh(directory: Path, wanted: dict[str, Any], changes: Sequence[tuple[str,
         config = from_dict(RunConfig, content)
     else:
         if name is None and data is None:
-            raise ValueError("what should be trained? give a recipe, --data, or both; for instance: unstir train tiny --data DIR")
+            raise ValueError(
+                "what should be trained? give a recipe, --data, or both; for instance: unstir train tiny --data DIR"
+            )
         if name is None:
             name = "tiny" if len(find_pictures(Path(data)).records) < _SMALL else "emoji"
             say(f"recipe: {name} (by the number of pictures)")
@@ -215,7 +221,9 @@ def _resumed(config: RunConfig, wanted: dict[str, Any], changes: Sequence[tuple[
     from unstir.config import override, to_dict
 
     if wanted["recipe"] not in (None, config.recipe) and not str(wanted["recipe"]).endswith(".json"):
-        raise ValueError(f"the run was started with the recipe {config.recipe}, not {wanted['recipe']}; start a new one for that")
+        raise ValueError(
+            f"the run was started with the recipe {config.recipe}, not {wanted['recipe']}; start a new one for that"
+        )
     if wanted["start"] not in (None, config.start) and str(Path(wanted["start"]).resolve()) not in config.start:
         raise ValueError(f"the run started from {config.start or 'fresh weights'}, not from {wanted['start']}")
     changed = override(config, changes)

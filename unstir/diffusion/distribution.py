@@ -50,7 +50,7 @@ class Normal:
     std: Tensor
 
     def sample(self, noise: Noise) -> X:
-        """mean + std z with z ~ N(0, I); row i uses key i of ``noise`` alone."""
+        """Mean + std z with z ~ N(0, I); row i uses key i of ``noise`` alone."""
         return self.mean + self.std * noise.normal(self.mean)
 
     def log_prob(self, x: X) -> X:

@@ -37,7 +37,9 @@ def guided(pair: Pair, combine: Combine, *correct: Correct, interval: tuple[floa
     Source: Kynkäänniemi et al. 2024, arXiv:2404.07724 (interval).
     """
     if interval is not None and not interval[0] < interval[1]:
-        raise ValueError(f"a guidance interval runs from a lower to a higher log-SNR, got {interval[0]} and {interval[1]}")
+        raise ValueError(
+            f"a guidance interval runs from a lower to a higher log-SNR, got {interval[0]} and {interval[1]}"
+        )
 
     def denoise(x_t: X, level: Level) -> Estimate:
         log_snr = level.log_snr

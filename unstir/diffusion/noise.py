@@ -63,7 +63,9 @@ class KeyedNoise(Noise):
 
     def _draw(self, like: X, fill: Callable[[numpy.random.Generator, numpy.ndarray], object]) -> X:
         if like.shape[0] != len(self.keys):
-            raise ValueError(f"noise has {len(self.keys)} keys, one a sample, but the batch has {like.shape[0]} samples")
+            raise ValueError(
+                f"noise has {len(self.keys)} keys, one a sample, but the batch has {like.shape[0]} samples"
+            )
         precision = numpy.float64 if like.dtype == torch.float64 else numpy.float32
         numbers = numpy.empty(tuple(like.shape), precision)
         rows = numbers.reshape(len(self.keys), -1)

@@ -122,7 +122,9 @@ class LogitNormalTimes(Times):
     def __post_init__(self) -> None:
         """Refuse what is no density."""
         if not self.std > 0 or not 0 <= self.uniform <= 1:
-            raise ValueError(f"logit-normal times need std > 0 and 0 <= uniform <= 1, got {self.std} and {self.uniform}")
+            raise ValueError(
+                f"logit-normal times need std > 0 and 0 <= uniform <= 1, got {self.std} and {self.uniform}"
+            )
 
     def draw(self, count: int, noise: Noise) -> Time:
         """One time a sample."""

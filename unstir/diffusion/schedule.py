@@ -245,13 +245,18 @@ class Tabulated(VariancePreserving):
         position = t * self.num_steps
         nearest = position.detach().round()
         # i/T * T is not always i in float64; a grid point must still read its own entry.
-        position = torch.where((position.detach() - nearest).abs() < 1e-9, position - (position - nearest).detach(), position)
+        position = torch.where(
+            (position.detach() - nearest).abs() < 1e-9, position - (position - nearest).detach(), position
+        )
         index = position.detach().floor().clamp(0, self.num_steps - 1).long()
         share = position - index
         left, right = self._points[index], self._points[index + 1]
         ends = (left == 1) | (right == 0)
         inside = torch.full_like(left, 0.5)  # any value with a finite logit, where the other branch is taken
-        log_snr_left, log_snr_right = torch.logit(torch.where(ends, inside, left)), torch.logit(torch.where(ends, inside, right))
+        log_snr_left, log_snr_right = (
+            torch.logit(torch.where(ends, inside, left)),
+            torch.logit(torch.where(ends, inside, right)),
+        )
         smooth = torch.sigmoid(torch.lerp(log_snr_left, log_snr_right, share))
         # Adding 0 * (smooth - left) would lose the slope at a point, so only the value is pinned there.
         smooth = torch.where(share.detach() == 0, smooth + (left - smooth).detach(), smooth)
@@ -271,7 +276,9 @@ def linear_betas(num_steps: int = 1000, *, first: float = 1e-4, last: float = 0.
         raise ValueError(f"a chain needs at least 1 step, got {num_steps}")
     scale = 1000 / num_steps
     if last * scale > 1:
-        raise ValueError(f"linear betas need at least {math.ceil(1000 * last)} steps, got {num_steps}; use another schedule")
+        raise ValueError(
+            f"linear betas need at least {math.ceil(1000 * last)} steps, got {num_steps}; use another schedule"
+        )
     return tuple(torch.linspace(first * scale, last * scale, num_steps, dtype=torch.float64).tolist())
 
 

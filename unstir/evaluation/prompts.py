@@ -35,9 +35,7 @@ class Retrieval:
     candidates: int
 
 
-def nearest(
-    drawn: UInt8[Tensor, "m c h w"], real: UInt8[Tensor, "n c h w"], *, chunk: int = 256
-) -> Int[Tensor, "m"]:
+def nearest(drawn: UInt8[Tensor, "m c h w"], real: UInt8[Tensor, "n c h w"], *, chunk: int = 256) -> Int[Tensor, "m"]:
     """For each drawn picture, the index of the real one with the smallest mean squared error over all values.
 
     Raises:
@@ -47,9 +45,7 @@ def nearest(
         raise ValueError(f"drawn pictures are {tuple(drawn.shape[1:])}, real ones {tuple(real.shape[1:])}")
     candidates = real.flatten(1).float()
     lengths = candidates.square().sum(1)
-    found = [
-        (lengths - 2 * (rows.flatten(1).float() @ candidates.T)).argmin(1) for rows in drawn.split(chunk)
-    ]
+    found = [(lengths - 2 * (rows.flatten(1).float() @ candidates.T)).argmin(1) for rows in drawn.split(chunk)]
     return torch.cat(found)
 
 

@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from unstir.config import read_json
-from unstir.model import checksum_of, read_tensors
+from unstir.model import checksum_of, read_tensors, write_tensors
 
 KEEP = 2
 """How many of the newest checkpoints stay."""
@@ -54,7 +53,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
     temporary.mkdir(parents=True)
     try:
         for group, tensors in checkpoint.tensors.items():
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary / f"{group}.safetensors")
+            write_tensors(temporary / f"{group}.safetensors", tensors)
         state = {"images_seen": checkpoint.images_seen, **checkpoint.values}
         (temporary / "state.json").write_text(json.dumps(state, indent=2) + "\n", "utf-8")
         manifest = {file.name: checksum_of(file) for file in sorted(temporary.iterdir())}

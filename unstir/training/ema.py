@@ -33,9 +33,7 @@ def ema_update(average: Sequence[Tensor], weights: Sequence[Tensor], decay: floa
         torch._foreach_lerp_(list(average), list(weights), 1 - decay)  # pyright: ignore[reportPrivateUsage]
 
 
-def share_of_start(
-    images: int, batch: int, *, half_life_images: float, warmup: float
-) -> float:
+def share_of_start(images: int, batch: int, *, half_life_images: float, warmup: float) -> float:
     """What is left of the initial weights in the average after a run: close to 0, or the average is too slow for it."""
     share = 1.0
     for seen in range(batch, images + 1, batch):

@@ -144,17 +144,20 @@ def load_data(config: RunConfig) -> RunData:
     pictures = find_pictures(Path(config.data))
     seen = replace(pictures, records=tuple(r for r in pictures.records if r.split != "test"))
     if not seen.records:
-        raise ValueError(f"{config.data} holds no pictures to train on: all of its {len(pictures.records)} are in a test split")
+        raise ValueError(
+            f"{config.data} holds no pictures to train on: all of its {len(pictures.records)} are in a test split"
+        )
     check_captions(seen, allow_missing=config.allow_missing_captions)
     if not any(record.split == "validation" for record in seen.records) and len(seen.records) >= 100:
         seen = replace(seen, records=tuple(replace(r, split=_own_split(r.key)) for r in seen.records))
     size = config.model.size
     train, kept = load_pictures(seen.split("train"), size)
     validation = seen.split("validation")
-    held_out, held_records = (
-        load_pictures(validation, size) if validation.records else (train[:0], validation)
-    )
-    lines = [*summarize(pictures).lines(), f"training on {len(kept.records)} pictures, {len(held_records.records)} held out"]
+    held_out, held_records = load_pictures(validation, size) if validation.records else (train[:0], validation)
+    lines = [
+        *summarize(pictures).lines(),
+        f"training on {len(kept.records)} pictures, {len(held_records.records)} held out",
+    ]
     return RunData(
         train=Captioned.of(train, kept),
         validation=Captioned.of(held_out, cast(PictureSet, held_records)),
@@ -216,9 +219,7 @@ def execute(
                 break
     if not stopped:
         watcher.finish(trainer)
-    return Outcome(
-        images_seen=trainer.images_seen, is_finished=not stopped, signal=stopped, held_out=watcher.held_out
-    )
+    return Outcome(images_seen=trainer.images_seen, is_finished=not stopped, signal=stopped, held_out=watcher.held_out)
 
 
 def write_run(directory: Path, config: RunConfig, data: RunData) -> None:
@@ -248,8 +249,17 @@ def read_run(directory: Path) -> tuple[RunConfig, str]:
 class _Watcher:
     """Does what is due after a step, without touching the run."""
 
-    def __init__(self, *, directory: Path, config: RunConfig, data: RunData, log: RunLog, say: Say, device: str) -> None:
-        self.directory, self.config, self.data, self.log, self.say, self.device = directory, config, data, log, say, device
+    def __init__(
+        self, *, directory: Path, config: RunConfig, data: RunData, log: RunLog, say: Say, device: str
+    ) -> None:
+        self.directory, self.config, self.data, self.log, self.say, self.device = (
+            directory,
+            config,
+            data,
+            log,
+            say,
+            device,
+        )
         self.held_out: dict[str, float] = {}
         self.pending: list[Report] = []
 
@@ -308,9 +318,7 @@ class _Watcher:
     def _log_steps(self) -> None:
         reports, self.pending = self.pending, []
         count, seconds = len(reports), sum(report.seconds for report in reports)
-        images = sum(
-            later.images_seen - earlier for later, earlier in zip(reports, self._starts(reports), strict=True)
-        )
+        images = sum(later.images_seen - earlier for later, earlier in zip(reports, self._starts(reports), strict=True))
         self.log.write(
             reports[-1].images_seen,
             loss=sum(report.loss for report in reports) / count,

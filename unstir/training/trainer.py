@@ -27,7 +27,10 @@ from unstir.training.checkpoint import Checkpoint
 from unstir.training.ema import ema_decay, ema_update
 from unstir.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 
-TIMES: dict[str, type[UniformTimes] | type[LogitNormalTimes]] = {"uniform": UniformTimes, "logit_normal": LogitNormalTimes}
+TIMES: dict[str, type[UniformTimes] | type[LogitNormalTimes]] = {
+    "uniform": UniformTimes,
+    "logit_normal": LogitNormalTimes,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

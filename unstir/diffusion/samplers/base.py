@@ -30,9 +30,7 @@ class Sampler(Protocol[S]):
         """The memory before the first step."""
         ...
 
-    def step(
-        self, denoise: Denoiser, process: Any, x_t: X, t: Level, s: Level, memory: S, noise: Noise
-    ) -> tuple[X, S]:
+    def step(self, denoise: Denoiser, process: Any, x_t: X, t: Level, s: Level, memory: S, noise: Noise) -> tuple[X, S]:
         """From level t to level s < t: x_s, and the memory after it. The end, sigma_s = 0, is the loop's business."""
         ...
 
