@@ -24,7 +24,7 @@ def registered(registry: Mapping[str, type[Any]]) -> tuple[PlainValidator, Plain
         if type(value) in names:
             return value
         given = dict(cast("dict[str, Any]", value)) if isinstance(value, dict) else {"kind": value}
-        kind = given.pop("kind", None)
+        kind = str(given.pop("kind", None))
         if kind not in registry:
             raise ValueError(f"unknown kind {kind!r}; there are {', '.join(registry)}")
         return from_dict(registry[kind], given)
@@ -76,7 +76,8 @@ def override(config: T, changes: Sequence[tuple[str, str]]) -> T:
                 raise ValueError(f"no setting {path!r}{_suggestion(path, _paths(data))}")
             if depth < len(parts) - 1:
                 place = cast("dict[str, Any]", place)[part]
-        place[parts[-1]] = _parse(text, place[parts[-1]])
+        fields = cast("dict[str, Any]", place)
+        fields[parts[-1]] = _parse(text, fields[parts[-1]])
     return from_dict(type(config), data)
 
 

@@ -52,7 +52,7 @@ class Recipe:
 def parameters(recipe: Recipe) -> str:
     """The recipe in AUTOMATIC1111's form: prompt, negative prompt, and one last line of keys and values.
 
-    Readers take the last line for the keys, so it holds no line break; values with a comma, a colon or a quote are quoted.
+    Readers take the last line for the keys, so it holds no line break; values with a comma, colon or quote are quoted.
     """
     request = recipe.request
     values: Mapping[str, Any] = {

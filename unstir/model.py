@@ -17,7 +17,7 @@ from typing import Annotated, Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -102,7 +102,7 @@ class Model:
     config: ModelConfig
     denoiser: NetworkDenoiser[Condition]
     reader: WordReader
-    training: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict[str, Any])
     taught: tuple[str, ...] = ()
     checksum: str = ""
 
@@ -166,7 +166,7 @@ def save_model(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        source = weights if weights is not None else dict(model.denoiser.network.state_dict())  # pyright: ignore
+        source = weights if weights is not None else cast(nn.Module, model.denoiser.network).state_dict()
         tensors = {name: tensor.detach().to("cpu", dtype) for name, tensor in source.items()}
         write_tensors(temporary / "model.safetensors", tensors)
         description = {
@@ -243,7 +243,8 @@ def load_weights(network: nn.Module, path: Path) -> None:
     for name, tensor in own.items():
         if tensors[name].shape != tensor.shape:
             raise ValueError(
-                f"{path} does not belong to this network: {name} is {list(tensors[name].shape)}, not {list(tensor.shape)}"
+                f"{path} does not belong to this network: {name} is {list(tensors[name].shape)}, "
+                f"not {list(tensor.shape)}"
             )
     network.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in tensors.items()})
 

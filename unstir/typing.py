@@ -6,19 +6,29 @@ Does not know: any formula, file, word or device.
 
 from __future__ import annotations
 
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, Self, TypeVar, cast
 
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 X = Float[Tensor, "b *site"]
 """A batch in the process's space: pixels, latents or vectors."""
 
 Time = Float64[Tensor, "*b"]
-"""t in [0, 1]; 0 = data, 1 = prior. CPU and float64, always: shape (b,) where samples differ, () where a call shares it."""
+"""t in [0, 1]; 0 = data, 1 = prior. CPU and float64, always: (b,) where samples differ, () where a call shares it."""
 
 Picture = Float[Tensor, "b c h w"]
 """Pictures in [-1, 1]; uint8 only at the border (pipeline, data)."""
+
+
+def floats(numbers: Float[Tensor, "n"]) -> list[float]:
+    """The numbers of a tensor, for code that walks over them."""
+    return cast("list[float]", numbers.tolist())
+
+
+def integers(numbers: Int[Tensor, "n"]) -> list[int]:
+    """The whole numbers of a tensor, for code that walks over them."""
+    return cast("list[int]", numbers.tolist())
 
 
 class Rows(Protocol):

@@ -83,112 +83,61 @@ def evaluate(
     """
     from unstir.data.folder import find_pictures
     from unstir.data.transforms import load_pictures
-    from unstir.evaluation.prompts import measure, spread_choice
+    from unstir.evaluation.prompts import choose_prompts, draw_with, measure
     from unstir.pipeline import choose, load
-    from unstir.training.batches import Captioned
 
     for metric in metrics.split(","):
         choose(metric, METRICS, "metric")
-    if seeds < 1 or limit < 1 or batch < 1:
-        raise ValueError(f"seeds, limit and batch must be at least 1, got {seeds}, {limit} and {batch}")
     for name in split or []:
         choose(name, _SPLITS, "split")
+    if seeds < 1 or limit < 1 or batch < 1:
+        raise ValueError(f"seeds, limit and batch must be at least 1, got {seeds}, {limit} and {batch}")
     pipe = load(model, device=device, precision=precision)
     settings = {"steps": steps, "sampler": sampler, "grid": grid, "guidance_scale": guidance}
-    pipe.request("a", seed=seed, **settings)
-    pictures, records = load_pictures(find_pictures(Path(data)), pipe.model.config.size)
-    real = Captioned.of(pictures, records)
-    scores: dict[str, Any] = {}
-    chosen: dict[str, list[int]] = {}
-    for name in split or ["test", "train"]:
-        members = [i for i, record in enumerate(records.records) if record.split == name and record.captions]
-        if members:
-            chosen[name] = [members[i] for i in spread_choice([real.keys[i] for i in members], limit)]
+    defaults = pipe.request("a", seed=seed, **settings)
+    real, records = load_pictures(find_pictures(Path(data)), pipe.model.config.size)
+    chosen = {name: choose_prompts(records, name, limit) for name in split or ["test", "train"]}
+    chosen = {name: index for name, index in chosen.items() if index}
     if not chosen:
         raise ValueError(f"{data} has no captioned pictures in the splits asked for; choose one with --split train")
-    total = seeds * sum(len(index) for index in chosen.values())
+    captions = [record.captions[0] if record.captions else "" for record in records.records]
     started = time.perf_counter()
-    with progress_bar("drawing", total, unit=" pictures") as advance:
-        drawn = 0
+    scores: dict[str, Any] = {}
+    with progress_bar("drawing", seeds * sum(map(len, chosen.values())), unit=" pictures") as advance:
+        draw = draw_with(pipe, seed=seed, batch=batch, settings=settings, advance=advance)
         for name, index in chosen.items():
-            prompts = [real.captions[i][0] for i in index]
-
-            def draw(prompts: Sequence[str], run: int) -> Any:
-                nonlocal drawn
-                found = _draw(pipe, prompts, seed + run * len(prompts), batch, settings, lambda n: advance(drawn + n))
-                drawn += len(prompts)
-                return found
-
-            scores[name] = asdict(measure(draw, prompts, index, real.pictures, seeds=seeds))
-    defaults = pipe.request("a", seed=seed, **settings)
-    result = {
-        "model": model,
-        "checksum": pipe.model.checksum,
-        "data": data,
-        "protocol": {
-            "metric": "top-1 retrieval: nearest real picture by mean squared error over RGB bytes",
-            "size": pipe.model.config.size,
-            "first_seed": seed,
-            "steps": defaults.steps,
-            "sampler": defaults.sampler,
-            "grid": defaults.grid,
-            "guidance": defaults.guidance_scale,
-            "precision": defaults.precision,
-            "weights": "averaged (EMA)",
-        },
-        "prompts": scores,
-        "seconds": round(time.perf_counter() - started, 1),
-    }
+            scores[name] = asdict(measure(draw, [captions[i] for i in index], index, real, seeds=seeds))
     if sheet is not None:
-        _write_sheet(pipe, real, chosen, Path(sheet), seed, settings)
+        share = 64 // len(chosen)
+        shown = [i for index in chosen.values() for i in index[:: max(1, len(index) // share)][:share]]
+        _write_sheet(pipe, [captions[i] for i in shown], Path(sheet), seed, settings)
+    protocol = {
+        "metric": "top-1 retrieval: nearest real picture by mean squared error over RGB bytes",
+        "size": pipe.model.config.size,
+        "steps": defaults.steps,
+        "sampler": defaults.sampler,
+        "grid": defaults.grid,
+        "guidance": defaults.guidance_scale,
+        "first_seed": seed,
+        "precision": defaults.precision,
+        "weights": "averaged (EMA)",
+    }
+    seconds = round(time.perf_counter() - started, 1)
     if json:
-        print_json(result)
+        result = {"model": model, "checksum": pipe.model.checksum, "data": data, "protocol": protocol}
+        print_json({**result, "prompts": scores, "seconds": seconds})
         return
     for name, score in scores.items():
         print(
             f"{_SPLITS[name]}: top-1 retrieval {score['top1']:.1%} +- {score['standard_error']:.1%} "
             f"({score['prompts']} prompts, {score['seeds']} seeds, {score['candidates']} candidates)"
         )
-    print(
-        f"sampler {defaults.sampler}, {defaults.steps} steps, grid {defaults.grid}, guidance {defaults.guidance_scale:g}, "
-        f"first seed {seed}, {defaults.precision}"
-    )
+    print(", ".join(f"{key} {value}" for key, value in protocol.items() if key != "metric"))
 
 
-def _draw(
-    pipe: Pipeline,
-    prompts: Sequence[str],
-    seed: int,
-    batch: int,
-    settings: dict[str, Any],
-    advance: Any,
-) -> Any:
-    import numpy
-    import torch
-
-    from unstir.pipeline import Result
-
-    pictures: list[Any] = []
-    for item in pipe.run(pipe.requests(prompts, seed=seed, **settings), batch=batch):
-        if isinstance(item, Result):
-            pictures.append(torch.from_numpy(numpy.array(item.picture)).permute(2, 0, 1))
-            advance(len(pictures))
-    return torch.stack(pictures)
-
-
-def _write_sheet(
-    pipe: Pipeline,
-    real: Any,
-    chosen: dict[str, list[int]],
-    path: Path,
-    seed: int,
-    settings: dict[str, Any],
-) -> None:
+def _write_sheet(pipe: Pipeline, prompts: Sequence[str], path: Path, seed: int, settings: dict[str, Any]) -> None:
     from unstir.metadata import save_picture
     from unstir.training.preview import contact_sheet
 
-    share = 64 // len(chosen)
-    index = [i for rows in chosen.values() for i in rows[:: max(1, len(rows) // share)][:share]]
-    prompts = [real.captions[i][0] for i in index]
     pictures = pipe.sample(prompts, seed=seed, batch=16, **settings)
     save_picture(contact_sheet(pictures, prompts, columns=8), path, None)

@@ -7,7 +7,7 @@ Does not know: how they are made.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from cyclopts import Parameter
 
@@ -125,7 +125,7 @@ def _lines(found: Any, indent: str = "") -> list[str]:
         if isinstance(value, dict):
             lines += [f"{indent}{key}:", *_lines(value, indent + "  ")]
         elif isinstance(value, list) and value and isinstance(value[0], str):
-            lines += [f"{indent}{key}:", *(f"{indent}  {item}" for item in value)]
+            lines += [f"{indent}{key}:", *(f"{indent}  {item}" for item in cast("list[str]", value))]
         else:
             lines.append(f"{indent}{key}: {value}")
     return lines

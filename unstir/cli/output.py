@@ -13,12 +13,20 @@ import unicodedata
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+
+
+class Advance(Protocol):
+    """Tells how far a long work is."""
+
+    def __call__(self, done: float, text: str = "") -> None:
+        """So much is done; ``text`` stands beside the bar."""
+        ...
 
 
 def print_json(result: Mapping[str, Any]) -> None:
@@ -80,11 +88,11 @@ def writable_folder(folder: Path) -> Generator[Path]:
 
 
 @contextmanager
-def progress_bar(what: str, total: int, *, unit: str = "") -> Generator[Any]:
+def progress_bar(what: str, total: int, *, unit: str = "") -> Generator[Advance]:
     """A function to call with (done, text); a bar on a terminal, nothing elsewhere."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda done, text="": None
+        yield _quiet
         return
     columns = (
         TextColumn("{task.description}"),
@@ -95,12 +103,20 @@ def progress_bar(what: str, total: int, *, unit: str = "") -> Generator[Any]:
         *columns, TimeRemainingColumn(), TextColumn("{task.fields[text]}"), console=console, transient=True
     ) as bar:
         task = bar.add_task(what, total=total, text="")
-        yield lambda done, text="": bar.update(task, completed=done, text=text)
+
+        def advance(done: float, text: str = "") -> None:
+            bar.update(task, completed=done, text=text)
+
+        yield advance
 
 
 def say(sentence: str) -> None:
     """Tell a person something that is no result."""
     print(sentence, file=sys.stderr, flush=True)
+
+
+def _quiet(done: float, text: str = "") -> None:
+    """No bar where nobody looks."""
 
 
 def _children(folder: Path) -> list[Path]:

@@ -187,7 +187,7 @@ def parse_size(text: str | None) -> tuple[int | None, int | None]:
     """
     if text is None:
         return None, None
-    parts = text.lower().replace("×", "x").split("x")
+    parts = text.lower().split("x")
     if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):
         raise ValueError(f"size must be WIDTHxHEIGHT or one number, got {text!r}; for instance --size 64x64")
     return int(parts[0]), int(parts[-1])

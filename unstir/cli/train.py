@@ -76,10 +76,10 @@ def train(
     Parameters
     ----------
     recipe
-        emoji, tiny, or the run.json of another run. Without it: tiny below 100 pictures, else emoji.
+        emoji, tiny, cifar10, or the run.json of another run. Without it: tiny below 100 pictures, else emoji.
     data
-        Folder of captioned pictures (metadata.jsonl, .txt beside each picture, class folders, parquet). The recipe emoji
-        builds its own set where none is given.
+        Folder of captioned pictures (metadata.jsonl, .txt beside each picture, class folders, parquet). The recipe
+        emoji builds its own set where none is given.
     out
         Run folder; without it runs/RECIPE.
     resume
@@ -120,8 +120,8 @@ def train(
         loaded = load_data(config)
         if fingerprint and loaded.train.fingerprint() != fingerprint:
             raise ValueError(
-                f"the pictures or captions in {config.data} are not those that {directory} was trained on; give the old "
-                "ones with --data, or start a new run"
+                f"the pictures or captions in {config.data} are not those that {directory} was trained on; give the "
+                "old ones with --data, or start a new run"
             )
         for line in loaded.lines:
             say(line)

@@ -1,0 +1,1 @@
+"""Conditioning: from words to a Condition."""

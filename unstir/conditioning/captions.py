@@ -80,7 +80,7 @@ def paraphrases(name: str) -> list[str]:
     article = "an" if name[:1].lower() in "aeiou" else "a"
     if ":" not in name:
         forms = [f"{article} {name}", f"the {name}", f"a picture of {article} {name}", f"{name} emoji"]
-        return [*forms, re.sub(r"[-,’'“”\"]", " ", name).strip()]
+        return [*forms, re.sub(r"[^\w\s]", " ", name).strip()]
     head, _, tail = (part.strip() for part in name.partition(":"))
     article = "an" if head[:1].lower() in "aeiou" else "a"
     details = [detail.removesuffix(" tone") for detail in tail.split(", ")]

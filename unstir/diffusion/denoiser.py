@@ -65,7 +65,7 @@ class NetworkDenoiser(nn.Module, Generic[C]):
     """A network with the meaning of its numbers: the only module with weights in the mathematics.
 
     Args:
-        network: any module; if it has a method ``read(condition)``, that is called once a sampling instead of once a step.
+        network: any module; if it has a method ``read(condition)``, that is called once a sampling, not once a step.
         process: how samples are spoiled.
         parameterization: what the network's output means.
     """

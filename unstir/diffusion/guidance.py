@@ -28,8 +28,8 @@ def guided(pair: Pair, combine: Combine, *correct: Correct, interval: tuple[floa
         pair: the two beliefs.
         combine: makes one of them, for instance ``extrapolate``.
         correct: for instance ``clip``.
-        interval: log-SNR from and to (nats, ends included) in which beliefs are combined; outside of it the strong model
-            alone is called, which halves the cost.
+        interval: log-SNR from and to (nats, ends included) in which beliefs are combined; outside of it the strong
+            model alone is called, which halves the cost.
 
     Raises:
         ValueError: if the interval is empty.
@@ -67,8 +67,8 @@ def corrected(denoise: Denoiser, *correct: Correct) -> Denoiser:
 def extrapolate(process: Process, scale: float) -> Combine:
     """Classifier-free guidance: move the belief away from what the weaker model would believe.
 
-    belief = from_natural(weak + scale * (strong - weak)); for Gaussian processes this is the same whether written on x0,
-    noise, v or score.
+    belief = from_natural(weak + scale * (strong - weak)); for Gaussian processes this is the same whether written
+    on x0, noise, v or score.
 
     Args:
         process: whose natural coordinate beliefs add up in.

@@ -4,9 +4,9 @@ Knows: q(x_t | x_0), q(x_t | x_s) and p(x_s | x_t).
 Does not know: networks, steps of a sampler, or how a belief was reached.
 
 A Gaussian process is x_t = alpha x_0 + sigma noise. For s < t the chain between the two levels is
-x_t = a x_s + sqrt(b) noise with a = alpha_t/alpha_s and b = sigma_t^2 - a^2 sigma_s^2 (on the T-step grid: sqrt(1 - beta)
-and beta). Multiplying q(x_t | x_s) with q(x_s | x_0), both Gaussian in x_s, precisions add, and the product is the
-posterior q(x_s | x_t, x_0) that ``reverse`` returns.
+x_t = a x_s + sqrt(b) noise with a = alpha_t/alpha_s and b = sigma_t^2 - a^2 sigma_s^2 (on the T-step grid:
+sqrt(1 - beta) and beta). Multiplying q(x_t | x_s) with q(x_s | x_0), both Gaussian in x_s, precisions add, and the
+product is the posterior q(x_s | x_t, x_0) that ``reverse`` returns.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ Does not know: any data tensor, except to spread a coefficient over one.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
-from unstir.typing import Time, X
+from unstir.typing import Time, X, floats
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,7 +50,7 @@ class Level:
 
 
 def spread(coefficient: Time, x: X) -> Tensor:
-    """A coefficient, one for all or one a sample, ready to multiply ``x``: of its type, on its device, of shape (b, 1, ...).
+    """A coefficient, one for all or one a sample, ready to multiply ``x``: its type and device, shape (b, 1, ...).
 
     A coefficient of shape () stays on the CPU in float64: it multiplies a tensor on any device without a copy.
     """
@@ -202,7 +203,7 @@ class Tabulated(VariancePreserving):
     def __post_init__(self) -> None:
         """Refuse a table that is no chain."""
         points = (1.0, *self.table)
-        if len(points) < 2 or not all(a > b for a, b in zip(points[:-1], points[1:], strict=True)) or points[-1] < 0:
+        if len(points) < 2 or not all(a > b for a, b in itertools.pairwise(points)) or points[-1] < 0:
             raise ValueError("a table of alpha_bar needs at least one value, all in [0, 1) and falling strictly")
 
     @classmethod
@@ -215,7 +216,7 @@ class Tabulated(VariancePreserving):
         if not all(0 < beta <= 1 for beta in betas):
             raise ValueError(f"betas must be in (0, 1], got {min(betas)} to {max(betas)}")
         steps = torch.tensor(betas, dtype=torch.float64)
-        return cls(table=tuple(torch.cumprod(1 - steps, 0).tolist()))
+        return cls(table=tuple(floats(torch.cumprod(1 - steps, 0))))
 
     @classmethod
     def from_schedule(cls, schedule: VariancePreserving, num_steps: int, beta_max: float = 0.999) -> Self:
@@ -229,7 +230,7 @@ class Tabulated(VariancePreserving):
         if num_steps < 1:
             raise ValueError(f"a chain needs at least 1 step, got {num_steps}")
         alpha_bar = schedule.alpha_bar(torch.arange(num_steps + 1, dtype=torch.float64) / num_steps)
-        return cls.from_betas((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=beta_max).tolist())
+        return cls.from_betas(floats((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=beta_max)))
 
     @property
     def num_steps(self) -> int:
@@ -279,7 +280,7 @@ def linear_betas(num_steps: int = 1000, *, first: float = 1e-4, last: float = 0.
         raise ValueError(
             f"linear betas need at least {math.ceil(1000 * last)} steps, got {num_steps}; use another schedule"
         )
-    return tuple(torch.linspace(first * scale, last * scale, num_steps, dtype=torch.float64).tolist())
+    return tuple(floats(torch.linspace(first * scale, last * scale, num_steps, dtype=torch.float64)))
 
 
 def _checked(t: Time) -> Time:

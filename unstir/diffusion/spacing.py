@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 
 from unstir.diffusion.schedule import Schedule
+from unstir.typing import floats
 
 Spacing = Callable[[Schedule, int], tuple[float, ...]]
 """(schedule, number of steps) -> num_steps + 1 times that fall strictly from 1 to 0."""
@@ -45,9 +46,9 @@ def uniform_log_snr(schedule: Schedule, num_steps: int, *, low: float = -9.0, hi
     _check(num_steps)
     if low >= high:
         raise ValueError(f"log-SNR must rise from low to high, got {low} and {high}")
-    ends = schedule.at(torch.tensor([1.0, 0.0], dtype=torch.float64)).log_snr.tolist()
+    ends = floats(schedule.at(torch.tensor([1.0, 0.0], dtype=torch.float64)).log_snr)
     values = torch.linspace(max(low, ends[0]), min(high, ends[1]), num_steps, dtype=torch.float64)
-    return (1.0, *schedule.time_of(values)[1:].tolist(), 0.0)
+    return (1.0, *floats(schedule.time_of(values)[1:]), 0.0)
 
 
 def _check(num_steps: int) -> None:

@@ -1,6 +1,6 @@
 """Prompt fidelity: is the picture the one that was asked for?
 
-Knows: which real picture a drawn one is nearest to.
+Knows: which pictures are asked for, and which real picture a drawn one is nearest to.
 Does not know: how pictures are drawn or trained on.
 """
 
@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
+
+from unstir.data.folder import PictureSet
+from unstir.pipeline import Pipeline, Result
+from unstir.typing import integers
+
+Draw = Callable[[Sequence[str], int], UInt8[Tensor, "m c h w"]]
+"""(prompts, run) -> one picture a prompt; ``run`` counts from 0 and stands for the seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +54,10 @@ def nearest(drawn: UInt8[Tensor, "m c h w"], real: UInt8[Tensor, "n c h w"], *, 
         raise ValueError(f"drawn pictures are {tuple(drawn.shape[1:])}, real ones {tuple(real.shape[1:])}")
     candidates = real.flatten(1).float()
     lengths = candidates.square().sum(1)
-    found = [(lengths - 2 * (rows.flatten(1).float() @ candidates.T)).argmin(1) for rows in drawn.split(chunk)]
+    found: list[Tensor] = []
+    for start in range(0, len(drawn), chunk):
+        rows = drawn[start : start + chunk].flatten(1).float()
+        found.append((lengths - 2 * (rows @ candidates.T)).argmin(1))
     return torch.cat(found)
 
 
@@ -70,7 +82,7 @@ def retrieval(hits: Sequence[Sequence[bool]], candidates: int) -> Retrieval:
 
 
 def measure(
-    draw: Callable[[Sequence[str], int], UInt8[Tensor, "m c h w"]],
+    draw: Draw,
     prompts: Sequence[str],
     asked: Sequence[int],
     real: UInt8[Tensor, "n c h w"],
@@ -80,15 +92,53 @@ def measure(
     """The retrieval of whatever draws.
 
     Args:
-        draw: (prompts, run) -> one picture a prompt; ``run`` counts from 0 and stands for the seed.
+        draw: what draws.
         prompts: what to ask for.
         asked: for each prompt, which of the real pictures it names.
         real: all pictures to choose from.
         seeds: pictures a prompt.
     """
-    runs = [nearest(draw(prompts, run), real).tolist() for run in range(seeds)]
+    runs = [integers(nearest(draw(prompts, run), real)) for run in range(seeds)]
     hits = [[runs[run][row] == index for run in range(seeds)] for row, index in enumerate(asked)]
     return retrieval(hits, len(real))
+
+
+def choose_prompts(records: PictureSet, split: str, limit: int) -> list[int]:
+    """Which captioned pictures of a split are asked for: all, or ``limit`` chosen by the sha256 of their keys."""
+    members = [i for i, record in enumerate(records.records) if record.split == split and record.captions]
+    return [members[i] for i in spread_choice([records.records[i].key for i in members], limit)]
+
+
+def draw_with(
+    pipe: Pipeline,
+    *,
+    seed: int,
+    batch: int,
+    settings: Mapping[str, Any],
+    advance: Callable[[int], None] = lambda done: None,
+) -> Draw:
+    """What ``measure`` asks to draw: run r of m prompts has the seeds seed + r m to seed + (r + 1) m - 1.
+
+    Args:
+        pipe: what draws.
+        seed: of the first picture of run 0.
+        batch: pictures drawn together.
+        settings: fields of ``Request`` by name.
+        advance: told how many pictures are done.
+    """
+    done = 0
+
+    def draw(prompts: Sequence[str], run: int) -> UInt8[Tensor, "m c h w"]:
+        nonlocal done
+        pictures: list[Tensor] = []
+        for item in pipe.run(pipe.requests(prompts, seed=seed + run * len(prompts), **settings), batch=batch):
+            if isinstance(item, Result):
+                pictures.append(torch.from_numpy(numpy.array(item.picture)).permute(2, 0, 1))
+                done += 1
+                advance(done)
+        return torch.stack(pictures)
+
+    return draw
 
 
 def spread_choice(keys: Sequence[str], count: int) -> list[int]:

@@ -13,7 +13,7 @@ from unstir.training.trainer import TrainingConfig
 
 
 def emoji() -> RunConfig:
-    """A transformer on patches of 16, made for the CPU: the most progress per second (facts in docs/builtin-model.md)."""
+    """A transformer on patches of 16, made for the CPU: the most progress a second (docs/builtin-model.md)."""
     return RunConfig(
         recipe="emoji",
         model=ModelConfig(

@@ -24,7 +24,7 @@ from unstir.conditioning.text import WordReader
 from unstir.data.folder import PictureSet
 from unstir.data.transforms import to_unit
 from unstir.diffusion.noise import KeyedNoise
-from unstir.typing import Noise
+from unstir.typing import Noise, floats, integers
 
 ORDER, CAPTION, DROP, CODEC, OBJECTIVE = range(5)
 """Sub-keys of a sample's randomness in training."""
@@ -80,7 +80,7 @@ class Captioned:
 def order_of_epoch(seed: int, epoch: int, count: int) -> tuple[int, ...]:
     """The order in which one epoch goes through ``count`` pictures."""
     draws = KeyedNoise(keys=((seed, ORDER, epoch),)).uniform(torch.zeros(1, count, dtype=torch.float64))
-    return tuple(draws[0].argsort(stable=True).tolist())
+    return tuple(integers(draws[0].argsort(stable=True)))
 
 
 def picture_of(seed: int, index: int, count: int) -> int:
@@ -106,6 +106,6 @@ def batch_of(
 
 def say_all(data: Captioned, wording: Wording, noise: Noise) -> list[str]:
     """One wording for each picture."""
-    draws = noise.uniform(torch.zeros(len(data), DRAWS, dtype=torch.float64)).tolist()
+    draws = noise.uniform(torch.zeros(len(data), DRAWS, dtype=torch.float64))
     rows = zip(data.captions, data.keywords, draws, strict=True)
-    return [wording.say(captions, keywords, row) for captions, keywords, row in rows]
+    return [wording.say(captions, keywords, floats(row)) for captions, keywords, row in rows]

@@ -3,8 +3,8 @@
 Knows: how a state reaches the disk whole or not at all, and which checkpoint is the newest whole one.
 Does not know: what is trained.
 
-A checkpoint is a folder named by the pictures seen. It is written under another name, with a manifest of checksums last,
-and renamed; a folder without a manifest that matches does not exist for ``latest``. Nothing is ever pickled.
+A checkpoint is a folder named by the pictures seen. It is written under another name, with a manifest of checksums
+last, and renamed; a folder without a manifest that matches does not exist for ``latest``. Nothing is ever pickled.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ def ema_decay(batch: int, images_seen: int, *, half_life_images: float, warmup: 
 def ema_update(average: Sequence[Tensor], weights: Sequence[Tensor], decay: float) -> None:
     """Move the average towards the weights, in place: average = decay average + (1 - decay) weights."""
     with torch.no_grad():
-        torch._foreach_lerp_(list(average), list(weights), 1 - decay)  # pyright: ignore[reportPrivateUsage]
+        for own, weight in zip(average, weights, strict=True):
+            own.lerp_(weight, 1 - decay)
 
 
 def share_of_start(images: int, batch: int, *, half_life_images: float, warmup: float) -> float:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from unstir.conditioning.captions import paraphrases
 from unstir.conditioning.text import WordReader
 from unstir.config import from_dict, read_json, to_dict
-from unstir.data.folder import PictureSet, check_captions, find_pictures, summarize
+from unstir.data.folder import check_captions, find_pictures, summarize
 from unstir.data.transforms import load_pictures, to_unit
 from unstir.diffusion.noise import KeyedNoise
 from unstir.model import Model, ModelConfig, build, load_model, load_weights, save_model
@@ -160,7 +160,7 @@ def load_data(config: RunConfig) -> RunData:
     ]
     return RunData(
         train=Captioned.of(train, kept),
-        validation=Captioned.of(held_out, cast(PictureSet, held_records)),
+        validation=Captioned.of(held_out, held_records),
         lines=tuple(lines),
     )
 
@@ -211,8 +211,9 @@ def execute(
         while trainer.images_seen < config.training.images:
             before = trainer.images_seen
             report = trainer.step()
-            for hook in (*hooks, lambda t, r: watcher.after(t, r, before)):  # noqa: B023 - called at once
+            for hook in hooks:
                 hook(trainer, report)
+            watcher.after(trainer, report, before)
             if pending and trainer.images_seen < config.training.images:
                 stopped = pending[0]
                 watcher.save(trainer)

@@ -26,6 +26,7 @@ from unstir.training.batches import CODEC, OBJECTIVE, Captioned, batch_of
 from unstir.training.checkpoint import Checkpoint
 from unstir.training.ema import ema_decay, ema_update
 from unstir.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from unstir.typing import integers
 
 TIMES: dict[str, type[UniformTimes] | type[LogitNormalTimes]] = {
     "uniform": UniformTimes,
@@ -107,8 +108,8 @@ class Report:
 class Trainer:
     """A model in training.
 
-    Its whole state is ``images_seen``, the weights, their average and the optimizer's moments; what is seen next, and the
-    noise on it, are functions of the configuration and ``images_seen``.
+    Its whole state is ``images_seen``, the weights, their average and the optimizer's moments; what is seen next, and
+    the noise on it, are functions of the configuration and ``images_seen``.
 
     Args:
         model: whose weights to train; they are moved to the device.
@@ -120,7 +121,7 @@ class Trainer:
     def __init__(self, model: Model, data: Captioned, config: TrainingConfig, *, device: str = "auto") -> None:
         self.model, self.data, self.config = model, data, config
         self.device = resolve_device(device)
-        self.precision = resolve_precision(config.precision, self.device)
+        self.precision: Literal["float32", "bf16"] = resolve_precision(config.precision, self.device)
         self.network = cast(nn.Module, model.denoiser.network).to(self.device).requires_grad_(True)
         self.ema_network: Any = copy.deepcopy(self.network).requires_grad_(False)
         self.optimizer = make_optimizer(self.network, config.optimizer)
@@ -226,7 +227,7 @@ class Trainer:
         self.images_seen = checkpoint.images_seen
 
     def _diagnosis(self, losses: Tensor, log_snr: Tensor, norm: Tensor) -> str:
-        bad = (~torch.isfinite(losses)).nonzero().flatten().tolist()
+        bad = integers((~torch.isfinite(losses)).nonzero().flatten())
         where = f"the loss at log-SNR {log_snr[bad[0]].item():.2f}" if bad else "the gradient"
         names = [name for name, weight in self.network.named_parameters() if not bool(torch.isfinite(weight).all())]
         culprit = f"; weights that are not finite: {names[0]}" if names else ""

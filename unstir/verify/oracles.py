@@ -1,6 +1,6 @@
 """Oracles: data laws whose exact denoiser, and exact way from noise to data, can be written down.
 
-Knows: the posterior mean of Gaussian, mixture and finite data under x_t = alpha x0 + sigma noise; how error becomes order.
+Knows: the posterior mean of Gaussian, mixture and finite data under x_t = alpha x0 + sigma noise; measured orders.
 Does not know: any sampler, network, schedule or file.
 
 An oracle is a ``Denoiser``. It computes in float64 and answers in the type of x_t, and it is finite wherever x_t is:
@@ -142,7 +142,7 @@ class MixtureOracle:
         return self.means.to(like)[chosen] + std * noise.at(1).normal(like)
 
     def flow(self, x_t: X, t: Level, s: Level) -> X:
-        """Where the probability flow carries x_t from level t to level s, for samples of one number; levels of shape ().
+        """Where the probability flow carries x_t from level t to level s: samples of one number, levels of shape ().
 
         On a line the flow cannot cross itself, so it keeps every quantile: F_s(x_s) = F_t(x_t). Solved by bisection.
 
@@ -179,7 +179,7 @@ class MixtureOracle:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GivenNoise(Noise):
-    """Noise whose every draw is the same given number or tensor, whatever the key: reads off what a step multiplies noise by.
+    """Noise whose every draw is the same given number or tensor: reads off what a step multiplies noise by.
 
     Args:
         value: what ``normal`` and ``uniform`` answer, broadcast to the shape asked for.

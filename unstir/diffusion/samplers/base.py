@@ -6,6 +6,7 @@ Does not know: how any sampler moves x, or what makes a belief.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -70,7 +71,7 @@ def sample(
     Raises:
         ValueError: if there are fewer than two times, or they do not fall strictly.
     """
-    if len(times) < 2 or any(s >= t for t, s in zip(times[:-1], times[1:], strict=True)):
+    if len(times) < 2 or any(s >= t for t, s in itertools.pairwise(times)):
         raise ValueError(f"a grid needs at least two times that fall strictly, got {list(times)}")
     levels = process.schedule.at(torch.tensor(times, dtype=torch.float64))
     memory = sampler.start()

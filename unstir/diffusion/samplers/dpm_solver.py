@@ -32,7 +32,8 @@ class DPMSolver2M(Sampler[Before | None]):
     With l half the log-SNR, h = l_s - l_t and r = (l_t - l_before)/h:
     x_s = (sigma_s/sigma_t) x_t + (alpha_s - sigma_s alpha_t/sigma_t) D,   D = (1 + 1/(2r)) x0 - 1/(2r) x0_before
 
-    (alpha_s - sigma_s alpha_t/sigma_t is the paper's -alpha_s (exp(-h) - 1), written so that alpha_t = 0 is no special case.)
+    (alpha_s - sigma_s alpha_t/sigma_t is the paper's -alpha_s (exp(-h) - 1), written so that alpha_t = 0 is no
+    special case.)
 
     Source: Lu et al. 2022, arXiv:2211.01095, Algorithm 2.
     """
