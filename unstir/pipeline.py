@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy
 import torch
@@ -77,6 +77,21 @@ class Request:
     rows: int = 1
 
 
+class Settings(TypedDict, total=False):
+    """The fields of a ``Request`` that a call may leave to the model; None leaves them too."""
+
+    negative: str | None
+    steps: int | None
+    sampler: str | None
+    grid: str | None
+    guidance_scale: float | None
+    guidance_interval: tuple[float, float] | None
+    eta: float | None
+    width: int | None
+    height: int | None
+    precision: str | None
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Preview:
     """A look at pictures while they are drawn.
@@ -135,14 +150,14 @@ class Pipeline:
         prompt: str,
         *,
         seed: int | None = None,
-        **settings: Any,
+        **settings: Unpack[Settings],
     ) -> Request:
         """A checked request; what is not said takes the model's own default.
 
         Args:
             prompt: what to draw.
             seed: 0 to 2^32 - 1; None draws a fresh one.
-            settings: fields of ``Request`` by name; None is the default.
+            settings: the other fields of ``Request``; None is the default.
 
         Raises:
             ValueError: if the prompt is empty, a name is unknown or a number is out of its range.
@@ -229,7 +244,13 @@ class Pipeline:
                 yield from self._draw([replace(r, row=i, rows=len(group)) for i, r in enumerate(group)])
 
     def sample(
-        self, prompt: str | Sequence[str], *, n: int = 1, seed: int | None = None, batch: int = BATCH, **settings: Any
+        self,
+        prompt: str | Sequence[str],
+        *,
+        n: int = 1,
+        seed: int | None = None,
+        batch: int = BATCH,
+        **settings: Unpack[Settings],
     ) -> list[Image.Image]:
         """Pictures of a prompt, or of several, prompt by prompt.
 

@@ -17,7 +17,7 @@ from cyclopts import Parameter
 from unstir.cli.output import print_json, progress_bar
 
 if TYPE_CHECKING:
-    from unstir.pipeline import Pipeline
+    from unstir.pipeline import Pipeline, Settings
 
 METRICS = ("prompts",)
 _SPLITS = {"test": "held out", "validation": "validation", "train": "training"}
@@ -93,7 +93,7 @@ def evaluate(
     if seeds < 1 or limit < 1 or batch < 1:
         raise ValueError(f"seeds, limit and batch must be at least 1, got {seeds}, {limit} and {batch}")
     pipe = load(model, device=device, precision=precision)
-    settings = {"steps": steps, "sampler": sampler, "grid": grid, "guidance_scale": guidance}
+    settings: Settings = {"steps": steps, "sampler": sampler, "grid": grid, "guidance_scale": guidance}
     defaults = pipe.request("a", seed=seed, **settings)
     real, records = load_pictures(find_pictures(Path(data)), pipe.model.config.size)
     chosen = {name: choose_prompts(records, name, limit) for name in split or ["test", "train"]}
@@ -135,7 +135,7 @@ def evaluate(
     print(", ".join(f"{key} {value}" for key, value in protocol.items() if key != "metric"))
 
 
-def _write_sheet(pipe: Pipeline, prompts: Sequence[str], path: Path, seed: int, settings: dict[str, Any]) -> None:
+def _write_sheet(pipe: Pipeline, prompts: Sequence[str], path: Path, seed: int, settings: Settings) -> None:
     from unstir.metadata import save_picture
     from unstir.training.preview import contact_sheet
 

@@ -1,6 +1,6 @@
 """Where randomness comes from: one key a sample, never a stateful stream.
 
-Knows: how a seed and a sub-key become numbers, the same on every device, in every batch, on every rank.
+Knows: how a seed and a sub-key become numbers, the same on every device, in every batch, in every process.
 Does not know: what the numbers are for.
 
 The numbers are drawn by numpy's Philox on the CPU and moved: a counter-based generator with 128-bit keys (torch's CPU

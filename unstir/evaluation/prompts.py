@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy
 import torch
@@ -18,7 +17,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from unstir.data.folder import PictureSet
-from unstir.pipeline import Pipeline, Result
+from unstir.pipeline import Pipeline, Result, Settings
 from unstir.typing import integers
 
 Draw = Callable[[Sequence[str], int], UInt8[Tensor, "m c h w"]]
@@ -114,7 +113,7 @@ def draw_with(
     *,
     seed: int,
     batch: int,
-    settings: Mapping[str, Any],
+    settings: Settings,
     advance: Callable[[int], None] = lambda done: None,
 ) -> Draw:
     """What ``measure`` asks to draw: run r of m prompts has the seeds seed + r m to seed + (r + 1) m - 1.
@@ -123,7 +122,7 @@ def draw_with(
         pipe: what draws.
         seed: of the first picture of run 0.
         batch: pictures drawn together.
-        settings: fields of ``Request`` by name.
+        settings: of the request.
         advance: told how many pictures are done.
     """
     done = 0

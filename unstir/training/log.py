@@ -7,6 +7,7 @@ Does not know: what they mean.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ class RunLog:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def write(self, images_seen: int, **values: Any) -> None:
+    def write(self, images_seen: int, values: Mapping[str, Any]) -> None:
         """Append one line, at once on the disk."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"images_seen": images_seen, **values}) + "\n")

@@ -312,7 +312,7 @@ class _Watcher:
         raw = band_losses(trainer.model.denoiser, latents, condition)
         trainer.network.train(was_training)
         self.held_out = average
-        self.log.write(trainer.images_seen, held_out=average, held_out_raw=raw)
+        self.log.write(trainer.images_seen, {"held_out": average, "held_out_raw": raw})
         bands = ", ".join(f"{band} {loss:.4f}" for band, loss in average.items())
         self.say(f"held-out error on x0 at {trainer.images_seen} pictures, by log-SNR: {bands}")
 
@@ -320,14 +320,14 @@ class _Watcher:
         reports, self.pending = self.pending, []
         count, seconds = len(reports), sum(report.seconds for report in reports)
         images = sum(later.images_seen - earlier for later, earlier in zip(reports, self._starts(reports), strict=True))
-        self.log.write(
-            reports[-1].images_seen,
-            loss=sum(report.loss for report in reports) / count,
-            x0_error=sum(report.x0_error for report in reports) / count,
-            gradient_norm=sum(report.gradient_norm for report in reports) / count,
-            learning_rate=reports[-1].learning_rate,
-            images_per_second=images / seconds,
-        )
+        values = {
+            "loss": sum(report.loss for report in reports) / count,
+            "x0_error": sum(report.x0_error for report in reports) / count,
+            "gradient_norm": sum(report.gradient_norm for report in reports) / count,
+            "learning_rate": reports[-1].learning_rate,
+            "images_per_second": images / seconds,
+        }
+        self.log.write(reports[-1].images_seen, values)
 
     def _starts(self, reports: Sequence[Report]) -> list[int]:
         batch = self.config.training.batch

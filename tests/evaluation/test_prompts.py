@@ -1,0 +1,138 @@
+"""Prompt fidelity: the nearest picture is the nearest one, the error bar has prompts for units."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import statistics
+from collections.abc import Sequence
+
+import numpy
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from unstir.evaluation.prompts import measure, nearest, retrieval, spread_choice
+
+
+def bytes_of(seed: int, *shape: int, low: int = 0) -> Tensor:
+    return torch.from_numpy(numpy.random.default_rng(seed).integers(low, 256, shape, dtype=numpy.uint8))
+
+
+def brute_force(drawn: Tensor, real: Tensor) -> list[int]:
+    """In whole numbers, one pair at a time; the first of equals."""
+    found: list[int] = []
+    for one in drawn.long():
+        distances = [int((one - other).square().sum()) for other in real.long()]
+        found.append(distances.index(min(distances)))
+    return found
+
+
+@given(st.integers(0, 999), st.integers(1, 7), st.integers(1, 9), st.integers(1, 4), st.integers(1, 10))
+def test_nearest_is_the_nearest(seed: int, count: int, candidates: int, size: int, chunk: int) -> None:
+    """Against brute force, for any chunk."""
+    drawn, real = bytes_of(seed, count, 3, size, size), bytes_of(seed + 1, candidates, 3, size, size)
+    assert nearest(drawn, real, chunk=chunk).tolist() == brute_force(drawn, real)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_nearest_tells_apart_what_differs_in_one_value(seed: int) -> None:
+    """A bright 64x64 picture has a squared length near 1e9, where float32 counts in steps of 64."""
+    real = bytes_of(seed, 1, 3, 64, 64, low=200).repeat(3, 1, 1, 1)
+    real[1, 0, 5, 5] = real[0, 0, 5, 5] - 6
+    real[2, 2, 9, 9] = real[0, 2, 9, 9] - 3
+    assert nearest(real, real).tolist() == [0, 1, 2]
+
+
+def test_nearest_refuses_other_sizes() -> None:
+    with pytest.raises(ValueError, match=r"\(3, 4, 4\).*\(3, 8, 8\)"):
+        nearest(bytes_of(0, 1, 3, 4, 4), bytes_of(0, 1, 3, 8, 8))
+
+
+@given(st.integers(1, 5).flatmap(lambda s: st.lists(st.lists(st.booleans(), min_size=s, max_size=s), min_size=2)))
+def test_retrieval_has_prompts_for_units(hits: list[list[bool]]) -> None:
+    """Mean over all; the standard error is that of the mean of the prompts' own means (statistics.stdev / sqrt n)."""
+    score = retrieval(hits, 77)
+    own = [statistics.fmean(row) for row in hits]
+    assert score.top1 == pytest.approx(statistics.fmean(own), abs=1e-12)
+    assert score.standard_error == pytest.approx(statistics.stdev(own) / math.sqrt(len(own)), abs=1e-12)
+    assert (score.prompts, score.seeds, score.candidates) == (len(hits), len(hits[0]), 77)
+
+
+def test_more_seeds_of_a_prompt_are_no_more_prompts() -> None:
+    """Seeds that agree with each other add no certainty: ten copies of a column leave the error bar where it is."""
+    hits = [[True], [False], [True], [True]]
+    once, often = retrieval(hits, 9), retrieval([row * 10 for row in hits], 9)
+    assert often.standard_error == pytest.approx(once.standard_error)
+    assert once.standard_error == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("hits", [[], [[]], [[True], [True, False]]])
+def test_retrieval_refuses_tables_that_are_none(hits: list[list[bool]]) -> None:
+    with pytest.raises(ValueError, match="at least one prompt"):
+        retrieval(hits, 5)
+
+
+@given(st.lists(st.text(max_size=6), unique=True, min_size=1, max_size=30), st.integers(0, 40), st.randoms())
+def test_spread_choice_is_of_keys_not_of_order(keys: list[str], count: int, random: object) -> None:
+    """The same set of keys whatever their order; in ascending order of index; the least by sha256."""
+    chosen = spread_choice(keys, count)
+    assert chosen == sorted(set(chosen))
+    assert len(chosen) == min(count, len(keys))
+    shuffled = list(keys)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert {shuffled[i] for i in spread_choice(shuffled, count)} == {keys[i] for i in chosen}
+    digest = {key: hashlib.sha256(key.encode()).digest() for key in keys}
+    taken = {keys[i] for i in chosen}
+    assert all(digest[a] < digest[b] for a in taken for b in set(keys) - taken)
+
+
+def test_spread_choice_is_spread() -> None:
+    """Unrelated to the order: of 1000 numbered keys the chosen ones lie evenly over the index (3 sigma)."""
+    chosen = spread_choice([f"picture {i}" for i in range(1000)], 100)
+    assert statistics.fmean(chosen) == pytest.approx(499.5, abs=3 * 1000 / math.sqrt(12 * 100))
+
+
+def test_a_larger_choice_holds_the_smaller() -> None:
+    keys = [str(i) for i in range(50)]
+    assert set(spread_choice(keys, 5)) <= set(spread_choice(keys, 20))
+
+
+PROMPTS = ["cat", "dog", "heart", "star"]
+REAL = bytes_of(5, 6, 3, 8, 8)
+ASKED = [4, 0, 2, 5]
+
+
+def perfect(prompts: Sequence[str], run: int) -> Tensor:
+    """Draws what was asked, with a little noise of its own."""
+    pictures = REAL[[ASKED[PROMPTS.index(prompt)] for prompt in prompts]].int()
+    return (pictures + bytes_of(run, *pictures.shape).int() % 5 - 2).clamp(0, 255).to(torch.uint8)
+
+
+def test_a_perfect_drawer_scores_one() -> None:
+    score = measure(perfect, PROMPTS, ASKED, REAL, seeds=3)
+    assert (score.top1, score.standard_error) == (1.0, 0.0)
+    assert (score.prompts, score.seeds, score.candidates) == (4, 3, 6)
+
+
+def test_a_constant_drawer_scores_its_share() -> None:
+    """Whatever is asked it draws picture 2: right for one prompt of four, and its error bar says so."""
+    score = measure(lambda prompts, run: REAL[[2] * len(prompts)], PROMPTS, ASKED, REAL, seeds=2)
+    assert score.top1 == 0.25
+    assert score.standard_error == pytest.approx(statistics.stdev([0, 0, 1, 0]) / 2)
+
+
+def test_each_run_counts() -> None:
+    """A drawer that is right in run 1 of 0, 1, 2 only: a third, for every prompt."""
+    seen: list[int] = []
+
+    def draw(prompts: Sequence[str], run: int) -> Tensor:
+        seen.append(run)
+        return perfect(prompts, run) if run == 1 else REAL[[1] * len(prompts)]
+
+    score = measure(draw, PROMPTS, ASKED, REAL, seeds=3)
+    assert seen == [0, 1, 2]
+    assert score.top1 == pytest.approx(1 / 3)
+    assert score.standard_error == pytest.approx(0, abs=1e-9)

@@ -1,0 +1,114 @@
+"""Devices and precisions: what "auto" means, what is refused, and that bf16 is chosen only where it is native."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import pytest
+import torch
+
+from unstir import device as module
+from unstir.device import autocast, has_native_bf16, resolve_device, resolve_precision
+
+CPU = torch.device("cpu")
+
+
+def test_auto_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA before MPS before the CPU."""
+    cuda, mps = [False], [False]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda[0])
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps[0])
+    assert resolve_device("auto") == CPU
+    mps[0] = True
+    assert resolve_device("auto").type == "mps"
+    cuda[0] = True
+    assert resolve_device("auto").type == "cuda"
+
+
+def test_auto_can_hold_numbers() -> None:
+    assert torch.ones(2, device=resolve_device("auto")).sum().item() == 2
+    assert resolve_device("cpu") == CPU
+
+
+@pytest.mark.parametrize(
+    "name", ["banana", "", " cpu", "CPU", "cuda:99", "meta", "vulkan", "xla", "hpu", "privateuseone", "cpu:x", "cuda:-1"]
+)
+def test_other_devices_are_refused(name: str) -> None:
+    """ValueError that names what was asked for and says what to try."""
+    with pytest.raises(ValueError, match="try auto or cpu") as caught:
+        resolve_device(name)
+    assert name.strip() in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_is_refused_where_there_is_none() -> None:
+    with pytest.raises(ValueError, match="no device 'cuda'"):
+        resolve_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "native"),
+    [
+        ({}, False),
+        ({"avx2": True}, False),
+        ({"avx2": True, "avx512_f": True, "avx512_vnni": True}, False),
+        ({"avx2": True, "avx512_bf16": False, "amx_bf16": False}, False),
+        ({"avx512_bf16": True}, True),
+        ({"amx_bf16": True}, True),
+    ],
+)
+def test_bf16_needs_the_instruction(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], native: bool
+) -> None:
+    """AVX2 or AVX-512 alone multiply no bf16: there it is emulated, and slower than float32."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert has_native_bf16(CPU) is native
+    assert resolve_precision("auto", CPU) == ("bf16" if native else "float32")
+
+
+def test_bf16_is_not_assumed_where_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A torch without get_capabilities, and devices of other kinds, count as without."""
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert has_native_bf16(CPU) is False
+    assert has_native_bf16(torch.device("mps")) is False
+
+
+def test_bf16_agrees_with_this_machine() -> None:
+    """What the operating system says of the processor, which is not where torch asks."""
+    file = Path("/proc/cpuinfo")
+    if not file.exists() or platform.machine() != "x86_64":
+        pytest.skip("only Linux on x86 lists the flags")
+    flags = next((set(line.split()) for line in file.read_text().splitlines() if line.startswith("flags")), set())
+    assert has_native_bf16(CPU) == bool(flags & {"avx512_bf16", "amx_bf16"})
+
+
+def test_bf16_on_cuda_must_not_be_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert has_native_bf16(torch.device("cuda")) is False
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert has_native_bf16(torch.device("cuda")) is True
+
+
+def test_precisions_that_are_asked_for_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    for native in (False, True):
+        monkeypatch.setattr(module, "has_native_bf16", lambda device, native=native: native)
+        assert resolve_precision("float32", CPU) == "float32"
+        assert resolve_precision("bf16", CPU) == "bf16"
+
+
+@pytest.mark.parametrize("name", ["fp16", "float16", "FLOAT32", "", "bfloat16"])
+def test_other_precisions_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="auto, float32, bf16"):
+        resolve_precision(name, CPU)
+
+
+def test_autocast_is_bf16_inside_and_nothing_otherwise() -> None:
+    """The weights stay float32 in either case."""
+    layer, x = torch.nn.Linear(4, 4), torch.ones(1, 4)
+    with autocast(CPU, "float32"):
+        assert layer(x).dtype == torch.float32
+    with autocast(CPU, "bf16"):
+        assert layer(x).dtype == torch.bfloat16
+    assert layer(x).dtype == layer.weight.dtype == torch.float32
