@@ -268,7 +268,7 @@ class Pipeline:
         return [item.picture for item in self.run(requests, batch=batch) if isinstance(item, Result)]
 
     def requests(
-        self, prompts: Sequence[str], *, n: int = 1, seed: int | None = None, **settings: Any
+        self, prompts: Sequence[str], *, n: int = 1, seed: int | None = None, **settings: Unpack[Settings]
     ) -> list[Request]:
         """The requests of a whole call: picture k of prompt j has seed + j n + k.
 
