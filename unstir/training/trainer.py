@@ -220,10 +220,7 @@ class Trainer:
         for name, weight in self.network.named_parameters():
             keys = [key for key in moments if key.partition(".")[2] == name]
             if keys:
-                # The step count stays on the CPU for AdamW's own reasons; moments lie where the weight lies.
-                self.optimizer.state[weight] = {
-                    key.partition(".")[0]: moments[key].to(self.device if moments[key].ndim else "cpu") for key in keys
-                }
+                self.optimizer.state[weight] = {key.partition(".")[0]: moments[key].to(self.device) for key in keys}
         self.images_seen = checkpoint.images_seen
 
     def _diagnosis(self, losses: Tensor, log_snr: Tensor, norm: Tensor) -> str:

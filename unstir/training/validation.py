@@ -49,6 +49,6 @@ def band_losses(
             with torch.no_grad():
                 x_t = denoiser.process.marginal(x0, level).sample(noise.at(1))
                 belief = denoiser(x_t, level, condition.rows(slice(start, start + batch)))
-            errors.append((belief.x0 - x0).square().flatten(1).mean(1).double().cpu())
+            errors.append((belief.x0 - x0).square().flatten(1).mean(1).cpu().double())
         losses[f"{low:g}..{high:g}"] = torch.cat(errors).mean().item()
     return {**losses, "mean": sum(losses.values()) / len(losses)}
