@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unstir.codec import CODECS, Identity
@@ -94,11 +94,11 @@ def test_kinds_survive_json(field: str, kind: str) -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_survive_json(name: str) -> None:
-    """The whole configuration of a recipe comes back equal, types included."""
+    """The whole configuration of a recipe comes back equal, and once more it is stored as the same JSON."""
     config = RECIPES[name]()
     again = through_json(config)
     assert again == config
-    assert repr(again) == repr(config)
+    assert json.dumps(to_dict(again)) == json.dumps(to_dict(config))
     assert config.recipe == name
 
 
@@ -108,6 +108,7 @@ def test_fields_left_out_take_their_defaults() -> None:
     assert from_dict(ModelConfig, {"schedule": "cosine"}) == ModelConfig(schedule=Cosine())
 
 
+@settings(max_examples=15)
 @given(st.floats(allow_nan=False), st.floats(allow_nan=False), st.text(), st.lists(st.text()))
 def test_values_survive_json(low: float, high: float, data: str, previews: list[str]) -> None:
     """Any float (infinities too), any text, to the last bit."""
@@ -165,12 +166,13 @@ JUNK = st.recursive(
 def test_any_json_gives_a_configuration_or_a_sentence(data: st.DataObject) -> None:
     """Whatever stands at any place: a configuration that survives JSON again, or a ValueError in one line."""
     good = to_dict(RECIPES["tiny"]())
-    places = [*leaves(good), "model", "model.schedule", "model.network", "model.network.text", "training.times", "cadence"]
+    owners = ["model", "model.schedule", "model.network", "model.network.text", "training.times", "cadence"]
+    places = [*leaves(good), *owners]
     path = data.draw(st.sampled_from(places))
     try:
         config = from_dict(RunConfig, put(good, path, data.draw(JUNK)))
     except ValueError as error:
-        assert "\n" not in str(error)
+        assert "\n" not in str(error)  # noqa: PT017 - either is right
     else:
         assert repr(through_json(config)) == repr(config)  # repr, for nan is not nan
 
@@ -189,7 +191,11 @@ def test_setting_every_field_to_itself_changes_nothing(name: str) -> None:
     assert override(config, changes) == config
 
 
-@given(st.sampled_from(sorted(p for p, v in leaves(to_dict(RunConfig())).items() if type(v) is int)), st.integers(1, 10**9))
+INTEGERS = [path for path, value in leaves(to_dict(RunConfig())).items() if type(value) is int]
+
+
+@settings(max_examples=12)
+@given(st.sampled_from(INTEGERS), st.integers(1, 10**9))
 def test_override_changes_one_field_and_no_other(path: str, value: int) -> None:
     config = RunConfig()
     before, after = leaves(to_dict(config)), leaves(to_dict(override(config, [(path, str(value))])))

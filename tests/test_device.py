@@ -32,7 +32,8 @@ def test_auto_can_hold_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["banana", "", " cpu", "CPU", "cuda:99", "meta", "vulkan", "xla", "hpu", "privateuseone", "cpu:x", "cuda:-1"]
+    "name",
+    ["banana", "", " cpu", "CPU", "cuda:99", "cuda:-1", "cpu:x", "meta", "vulkan", "xla", "hpu", "privateuseone"],
 )
 def test_other_devices_are_refused(name: str) -> None:
     """ValueError that names what was asked for and says what to try."""

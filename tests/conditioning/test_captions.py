@@ -160,6 +160,13 @@ def test_paraphrases_say_the_same(name: str, content: set[str]) -> None:
     assert sum(form != name for form in forms) >= 4
 
 
+@pytest.mark.parametrize("name", ["हिन्दी", "cafe\u0301 noir", "ภาษาไทย"])
+def test_letters_of_other_scripts_stay_whole(name: str) -> None:
+    """Vowel signs and accents that are characters of their own are no punctuation."""
+    for form in paraphrases(name):
+        assert name in form, form
+
+
 @pytest.mark.parametrize(
     ("name", "article"),
     [("apple", "an"), ("Orange", "an"), ("heart", "a"), ("eye: red", "an"), ("man: old, tired", "a"), ("7 cats", "a")],

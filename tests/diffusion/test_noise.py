@@ -33,7 +33,7 @@ def test_same_key_same_bits(kind: str, dtype: torch.dtype) -> None:
 @KINDS
 @given(KEYS, st.data())
 def test_a_row_depends_on_its_key_alone(kind: str, seeds: list[int], data: st.DataObject) -> None:
-    """Row i of any batch is the row of a batch of one with key i: batch composition does not matter (C22, A1111#376)."""
+    """Row i of any batch is the row of a batch of one with key i: composition does not matter (C22, A1111#376)."""
     i = data.draw(st.integers(0, len(seeds) - 1))
     like = torch.zeros(len(seeds), 2, 3)
     batch = getattr(KeyedNoise.from_seeds(seeds), kind)(like)

@@ -1,4 +1,4 @@
-"""The loss against direct computation, its invariance to the parameterization, its minimum, and the law of its times."""
+"""The loss against direct computation, invariance to the parameterization, its minimum, and the law of its times."""
 
 from __future__ import annotations
 
@@ -90,7 +90,9 @@ def data(count: int, sites: int = 5) -> Tensor:
 
 
 def drawn(schedule: Schedule, times: Times, x0: Tensor, noise: KeyedNoise) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Alpha, sigma (one a row), the noise and x_t that the loss must have used, computed from its documented sub-keys."""
+    """Alpha, sigma (one a row), the noise and x_t that the loss must have used, computed from its documented sub-
+    keys.
+    """
     level = schedule.at(times.draw(x0.shape[0], noise.at(0)))
     alpha, sigma = level.alpha[:, None], level.sigma[:, None]
     z = noise.at(1).normal(x0)

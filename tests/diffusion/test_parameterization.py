@@ -1,4 +1,6 @@
-"""What a network may be asked for: closed formulas, round trips, agreement with each other, and the ends of a schedule."""
+"""What a network may be asked for: closed formulas, round trips, agreement with each other, and the ends of a
+schedule.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ def test_decode_undoes_target(parameterization: Affine, schedule: Schedule, t: f
 
 @given(INSIDE)
 def test_targets_are_the_papers(schedule: Schedule, t: float) -> None:
-    """Noise is eps, x0 is x0, v = alpha eps - sigma x0 where variance is preserved (Salimans & Ho 2022), flow = d x_t/dt
+    """Noise is eps, x0 is x0, v = alpha eps - sigma x0 where variance is preserved (Salimans & Ho 2022), flow = d
+    x_t/dt
     = alpha' x0 + sigma' eps (Lipman et al. 2023, Theorem 3).
     """
     level = schedule.at(scalar(t))

@@ -83,7 +83,7 @@ def test_kernels_compose(process: GaussianProcess, times: tuple[float, ...]) -> 
 def test_reverse_of_the_truth_is_bayes(
     process: GaussianProcess, times: tuple[float, ...], x0: float, x_s: float, x_t: float
 ) -> None:
-    """log q(x_s|x_t,x_0) = log q(x_t|x_s) + log q(x_s|x_0) - log q(x_t|x_0), at any point (Ho et al. 2020, Eqs. 6-7)."""
+    """log q(x_s|x_t,x_0) = log q(x_t|x_s) + log q(x_s|x_0) - log q(x_t|x_0) anywhere (Ho et al. 2020, Eqs. 6-7)."""
     s, t = levels(process, *times)
     clean, earlier, later = one(x0), one(x_s), one(x_t)
     posterior = process.reverse(later, t, s, Estimate(x0=clean)).log_prob(earlier)

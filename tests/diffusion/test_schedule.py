@@ -208,7 +208,8 @@ def test_a_table_is_straight_in_alpha_bar_where_log_snr_is_infinite(share: float
 
 @pytest.mark.parametrize("num_steps", [1, 2, 10, 1000, 4000])
 def test_a_chain_through_the_cosine_schedule_is_the_papers(num_steps: int) -> None:
-    """beta = min(1 - alpha_bar_i / alpha_bar_{i-1}, 0.999), clipped at the last step only (Nichol & Dhariwal 2021, Sec. 3.2).
+    """beta = min(1 - alpha_bar_i / alpha_bar_{i-1}, 0.999), clipped at the last step only (Nichol & Dhariwal 2021,
+    Sec. 3.2).
 
     With the paper's alpha_bar, which has no floor: at T = 4000 the default one already weighs in the last step.
     """
@@ -244,7 +245,9 @@ def test_published_ends_of_the_chains() -> None:
 
 
 def test_ddpm_betas() -> None:
-    """1e-4 to 0.02 in 1000 steps (Ho et al. 2020, Sec. 4), multiplied by 1000/T for another T; 20 steps reach beta = 1."""
+    """1e-4 to 0.02 in 1000 steps (Ho et al. 2020, Sec. 4), multiplied by 1000/T for another T; 20 steps reach beta =
+    1.
+    """
     betas = linear_betas(1000)
     assert (len(betas), betas[0], betas[-1]) == (1000, 1e-4, 0.02)
     assert linear_betas(250)[-1] == pytest.approx(0.08)

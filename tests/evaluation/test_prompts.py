@@ -5,16 +5,21 @@ from __future__ import annotations
 import hashlib
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 
-from unstir.evaluation.prompts import measure, nearest, retrieval, spread_choice
+from unstir.data.folder import InFile, PictureSet, Record
+from unstir.evaluation.prompts import choose_prompts, draw_with, measure, nearest, retrieval, spread_choice
+from unstir.pipeline import Request, Result
 
 
 def bytes_of(seed: int, *shape: int, low: int = 0) -> Tensor:
@@ -37,7 +42,7 @@ def test_nearest_is_the_nearest(seed: int, count: int, candidates: int, size: in
     assert nearest(drawn, real, chunk=chunk).tolist() == brute_force(drawn, real)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(3))
 def test_nearest_tells_apart_what_differs_in_one_value(seed: int) -> None:
     """A bright 64x64 picture has a squared length near 1e9, where float32 counts in steps of 64."""
     real = bytes_of(seed, 1, 3, 64, 64, low=200).repeat(3, 1, 1, 1)
@@ -136,3 +141,46 @@ def test_each_run_counts() -> None:
     assert seen == [0, 1, 2]
     assert score.top1 == pytest.approx(1 / 3)
     assert score.standard_error == pytest.approx(0, abs=1e-9)
+
+
+def record(key: str, split: str, *captions: str) -> Record:
+    return Record(key=key, captions=captions, source="metadata", split=split, locate=InFile(path=Path(key)))
+
+
+def test_the_prompts_of_a_split_are_chosen() -> None:
+    """Of the asked split, only pictures with captions; a limited choice is the one of the keys."""
+    records = [record(f"{i}.png", "test" if i % 2 else "train", *(["x"] if i % 3 else [])) for i in range(40)]
+    pictures = PictureSet(root=Path(), records=tuple(records))
+    members = [i for i in range(40) if i % 2 and i % 3]
+    assert choose_prompts(pictures, "test", 99) == members
+    some = choose_prompts(pictures, "test", 5)
+    assert len(some) == 5
+    assert set(some) <= set(members)
+    reverse = PictureSet(root=Path(), records=tuple(records[::-1]))
+    assert {reverse.records[i].key for i in choose_prompts(reverse, "test", 5)} == {records[i].key for i in some}
+    assert choose_prompts(pictures, "validation", 5) == []
+
+
+class Painter:
+    """Stands for a pipeline: paints its prompt's length and its seed, and records what it was asked."""
+
+    def requests(self, prompts: Sequence[str], *, seed: int, **settings: Any) -> list[Request]:
+        fixed: Any = {"sampler": "ddim", "grid": "trailing", "guidance_scale": 1.0, "width": 3, "height": 2}
+        return [Request(prompt=p, seed=seed + i, **{"steps": 1, **fixed, **settings}) for i, p in enumerate(prompts)]
+
+    def run(self, requests: Sequence[Request], *, batch: int) -> Iterator[Result]:
+        for request in requests:
+            picture = Image.new("RGB", (3, 2), (len(request.prompt), request.seed, request.steps))
+            yield Result(request=request, picture=picture, seconds=0.0, warnings=())
+
+
+def test_each_drawing_has_its_own_seed() -> None:
+    """Run r of m prompts has the seeds seed + r m to seed + (r + 1) m - 1; pictures are channels, rows, columns."""
+    told: list[int] = []
+    draw = draw_with(Painter(), seed=100, batch=2, settings={"steps": 7}, advance=told.append)  # type: ignore[arg-type]
+    for run in range(3):
+        pictures = draw(["a", "bb", "ccc"], run)
+        assert pictures.shape == (3, 3, 2, 3)
+        assert pictures.dtype == torch.uint8
+        assert pictures[:, :, 1, 2].tolist() == [[i + 1, 100 + 3 * run + i, 7] for i in range(3)]
+    assert told == list(range(1, 10))

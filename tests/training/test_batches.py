@@ -12,7 +12,19 @@ from unstir.training import batches
 from unstir.training.batches import CAPTION, DROP, OBJECTIVE, Captioned, batch_of, order_of_epoch, picture_of, say_all
 
 COUNT = 11
-NAMES = ["red heart", "cat: light skin tone", "flag: France", "pizza", "old blue boat", "a", "two words", "x y z", "Ü", "🍕 pie", "dog"]
+NAMES = [
+    "red heart",
+    "cat: light skin tone",
+    "flag: France",
+    "pizza",
+    "old blue boat",
+    "a",
+    "two words",
+    "x y z",
+    "Ü",
+    "🍕 pie",
+    "dog",
+]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +64,7 @@ def test_two_epochs_have_two_orders_and_so_have_two_seeds() -> None:
 
 
 def test_the_order_is_uniform() -> None:
-    """Each picture is first in about 1/4 of the epochs: a chi-square with 3 degrees of freedom below its 0.999 quantile."""
+    """Each picture is first in about 1/4 of the epochs: chi-square, 3 degrees of freedom, below the 0.999 quantile."""
     first = [order_of_epoch(0, epoch, 4)[0] for epoch in range(800)]
     assert sum((first.count(i) - 200) ** 2 / 200 for i in range(4)) < 16.27
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -25,10 +26,16 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def state(images_seen: int) -> Checkpoint:
     generator = torch.Generator().manual_seed(images_seen)
     tensors: dict[str, dict[str, Tensor]] = {
-        group: {"weight": torch.randn(3, 2, generator=generator), "half": torch.randn(4, generator=generator).bfloat16()}
+        group: {
+            "weight": torch.randn(3, 2, generator=generator),
+            "half": torch.randn(4, generator=generator).bfloat16(),
+        }
         for group in ("network", "ema")
     }
-    tensors["optimizer"] = {"step.weight": torch.tensor(float(images_seen)), "exp_avg.weight": torch.full((3, 2), 1e-30)}
+    tensors["optimizer"] = {
+        "step.weight": torch.tensor(float(images_seen)),
+        "exp_avg.weight": torch.full((3, 2), 1e-30),
+    }
     return Checkpoint(images_seen=images_seen, tensors=tensors, values={"note": "ü", "numbers": [1, 2.5, None]})
 
 
@@ -218,10 +225,8 @@ def test_a_save_may_die_anywhere(two: Path, monkeypatch: pytest.MonkeyPatch, cou
                 (shutil, "rmtree"),
             ):
                 patch.setattr(owner, name, dying(getattr(owner, name)))
-            try:
+            with contextlib.suppress(Dead):
                 save_checkpoint(two, state(target))
-            except Dead:
-                pass
         found = load_latest(two)
         assert same(found, state(16)) or same(found, state(8)) or same(found, state(24))
         alive, calls = True, iter(range(10_000))

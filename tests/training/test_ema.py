@@ -32,7 +32,9 @@ def test_after_n_updates_the_average_is_the_closed_form(half_life: float, warmup
 def test_half_of_an_old_weight_is_left_after_the_half_life() -> None:
     average = [torch.ones(1, dtype=torch.float64)]
     for step in range(25):
-        ema_update(average, [torch.zeros(1, dtype=torch.float64)], ema_decay(4, 10**9 + step, half_life_images=100, warmup=1))
+        ema_update(
+            average, [torch.zeros(1, dtype=torch.float64)], ema_decay(4, 10**9 + step, half_life_images=100, warmup=1)
+        )
     assert average[0].item() == pytest.approx(0.5, rel=1e-12)
 
 
@@ -76,6 +78,8 @@ def test_the_share_of_the_start_is_what_is_left_of_a_one(images: int, batch: int
     while seen < images:
         count = min(batch, images - seen)
         seen += count
-        ema_update(average, [torch.zeros(1, dtype=torch.float64)], ema_decay(count, seen, half_life_images=300, warmup=0.9))
+        ema_update(
+            average, [torch.zeros(1, dtype=torch.float64)], ema_decay(count, seen, half_life_images=300, warmup=0.9)
+        )
     share = share_of_start(images, batch, half_life_images=300, warmup=0.9)
     assert share == pytest.approx(average[0].item(), rel=1e-9)

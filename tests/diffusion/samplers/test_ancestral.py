@@ -24,7 +24,7 @@ def scalar(value: float) -> torch.Tensor:
 
 
 def test_a_step_is_a_draw_from_the_reverse_chain(process: GaussianProcess) -> None:
-    """x_s = mean + std z of p(x_s | x_t), with the variance that the denoiser asks for (Ho et al. 2020, Algorithm 2)."""
+    """x_s = mean + std z of p(x_s | x_t), with the variance the denoiser asks for (Ho et al. 2020, Algorithm 2)."""
     t, s = (process.schedule.at(scalar(value)) for value in (0.7, 0.4))
     x, noise = torch.linspace(-2, 2, 6, dtype=torch.float64).view(2, 3), KeyedNoise.from_seeds([1, 2])
     for fraction in (None, 1.0, 0.3):
@@ -72,7 +72,7 @@ def moments(schedule: Schedule, num_steps: int) -> tuple[float, float]:
 
 
 def test_the_chain_tends_to_the_law_of_the_data(schedule: Schedule) -> None:
-    """Mean and variance of the samples tend to those of the data as steps grow, the variance with first order in 1/T."""
+    """Mean and variance of samples tend to those of the data as steps grow, the variance with first order in 1/T."""
     made = [moments(schedule, num_steps) for num_steps in (50, 100, 200)]
     assert made[-1][0] == pytest.approx(0.5, abs=0.02)
     assert made[-1][1] == pytest.approx(0.25, abs=0.03)

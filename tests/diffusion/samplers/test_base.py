@@ -1,4 +1,5 @@
-"""What holds for every sampler: order of convergence against exact flows, the loop, the ends, and independence of samples.
+"""What holds for every sampler: order of convergence against exact flows, the loop, the ends, and independence of
+samples.
 
 Every entry of ``SAMPLERS`` is picked up by itself.
 """
@@ -93,7 +94,9 @@ def errors(
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_order_of_convergence(name: str, law: str, schedule: Schedule, pattern: tuple[float, ...]) -> None:
-    """The error against the exact probability flow falls with the promised order, on even steps and on 3:1 ones (C14)."""
+    """The error against the exact probability flow falls with the promised order, on even steps and on 3:1 ones
+    (C14).
+    """
     sampler = DETERMINISTIC[name]
     measured = errors(sampler, LAWS[law], schedule, pattern, (64, 128))
     assert measured[-1] < 0.05
@@ -122,7 +125,8 @@ class Broken(DPMSolver2M):
 def test_what_order_can_and_cannot_see(slip: str, order: int) -> None:
     """Replacing h by h_last drops 2M to first order on uneven steps (C15), so the test above would notice.
 
-    An inverted ratio r keeps second order, for its errors telescope (C16): the exact vectors of test_dpm_solver.py see that.
+    An inverted ratio r keeps second order, for its errors telescope (C16): the exact vectors of test_dpm_solver.py
+    see that.
     """
     measured = errors(Broken(slip=slip), GAUSSIAN, Cosine(), (1.0, 3.0), (64, 128))
     assert observed_orders(measured)[0] == pytest.approx(order, abs=0.15)
@@ -185,7 +189,7 @@ def test_every_number_of_steps_is_finite(sampler: Sampler[Any], any_process: Gau
 @each_sampler
 @pytest.mark.parametrize("start", [1.0, 0.7, 0.05])
 def test_a_perfect_belief_brings_back_the_source(sampler: Sampler[Any], schedule: Schedule, start: float) -> None:
-    """Adding noise and solving from there with D exact returns the source, for every level and number of steps (C12)."""
+    """Adding noise and solving from there with D exact returns the source, for every level and every N (C12)."""
     source = torch.tensor([[0.3, -0.8]], dtype=torch.float64)
     oracle, process = MixtureOracle.finite(source), GaussianProcess(schedule=schedule)
     noisy = process.marginal(source, schedule.at(torch.tensor(start, dtype=torch.float64))).sample(keyed(1))

@@ -35,7 +35,9 @@ def falling(draw: st.DrawFn) -> tuple[float, float]:
 
 @given(falling(), st.floats(-3, 3))
 def test_without_noise_it_is_eulers_method(process: GaussianProcess, times: tuple[float, float], x: float) -> None:
-    """x/alpha moves by (sigma_s/alpha_s - sigma_t/alpha_t) eps: Euler's step in sigma/alpha (Song et al. 2021, Eq. 14)."""
+    """x/alpha moves by (sigma_s/alpha_s - sigma_t/alpha_t) eps: Euler's step in sigma/alpha (Song et al. 2021, Eq.
+    14).
+    """
     t, s = (process.schedule.at(scalar(value)) for value in times)
     x_t = torch.full((1, 1), x, dtype=torch.float64)
     got = DDIM().step(ORACLE, process, x_t, t, s, None, QUIET)[0]

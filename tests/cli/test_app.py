@@ -1,0 +1,197 @@
+"""The whole command line: its verbs and options, frozen; what becomes of mistakes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from unstir import __version__
+from unstir.cli import app as module
+from unstir.cli.app import app, main, run
+
+# Every option of every verb. Adding one edits this list, in sight of whoever reads the change.
+OPTIONS = {
+    "sample": (
+        "PROMPTS --model -n --number --seed --steps --sampler --guidance --guidance.interval --negative --size --grid "
+        "--eta -o --output --batch --device --precision --metadata --no-metadata --json"
+    ),
+    "redo": "--picture -o --output --model --device --json",
+    "train": (
+        "--recipe --data --out --resume --from --images --batch --seed --checkpoint-every --allow-missing-captions "
+        "--set --device --json"
+    ),
+    "evaluate": (
+        "--model --data --metrics --split --seeds --seed --limit --steps --sampler --grid --guidance --batch --sheet "
+        "--device --precision --json"
+    ),
+    "inspect": "--path --json",
+    "data emoji": "--directory --size --language --json",
+}
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    def function(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = run([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return function
+
+
+def verbs() -> set[str]:
+    found = set()
+    for name in app:
+        if name.startswith("-"):
+            continue
+        inner = [sub for sub in app[name] if not sub.startswith("-")]
+        found |= {f"{name} {sub}" for sub in inner} or {name}
+    return found
+
+
+def test_the_verbs_are_these() -> None:
+    assert verbs() == set(OPTIONS)
+
+
+@pytest.mark.parametrize("verb", OPTIONS)
+def test_the_options_are_these(verb: str) -> None:
+    place = app
+    for part in verb.split():
+        place = place[part]
+    names = [name for argument in place.assemble_argument_collection() for name in argument.names]
+    assert sorted(names) == sorted(OPTIONS[verb].split())
+
+
+@pytest.mark.parametrize("verb", [*OPTIONS, "data"])
+def test_help_explains_with_an_example(call: Call, verb: str) -> None:
+    status, out, err = call(*verb.split(), "--help")
+    assert (status, err) == (0, "")
+    assert f"Example: unstir {verb}" in " ".join(out.split())
+    for option in OPTIONS.get(verb, "").split():
+        assert option.lower() in out.lower()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], []])
+def test_help_names_every_verb(call: Call, arguments: list[str]) -> None:
+    status, out, _ = call(*arguments)
+    assert status == 0
+    assert all(verb.split()[0] in out for verb in OPTIONS)
+
+
+def test_the_version_is_the_packages(call: Call) -> None:
+    assert call("--version") == (0, f"{__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["smple", "x"],
+        ["nonsense"],
+        ["--nonsense"],
+        ["sample", "x", "--colour", "red"],
+        ["sample", "x", "--steps"],
+        ["sample", "x", "--steps", "many"],
+        ["sample", "x", "--seed", "abc"],
+        ["redo"],
+        ["redo", "a.png", "b.png"],
+        ["train", "tiny", "extra"],
+        ["train", "--training", "4"],
+        ["train", "tiny", "--training.batch"],
+        ["train", "tiny", "--set"],
+        ["evaluate", "builtin"],
+        ["inspect", "a", "b"],
+        ["data"],
+        ["data", "kittens", "x"],
+        ["data", "emoji"],
+        ["data", "emoji", "x", "--size", "big"],
+    ],
+    ids=" ".join,
+)
+def test_words_that_the_command_line_does_not_know(call: Call, tmp_path, monkeypatch, arguments: list[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, err = call(*arguments)
+    if arguments == ["data"]:  # a verb of verbs shows its help
+        assert status == 0
+        return
+    assert (status, out) == (2, "")
+    assert err.startswith("unstir: ")
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_verb_that_is_nearly_one_is_suggested(call: Call) -> None:
+    assert "sample" in call("smple", "x")[2]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (ValueError("two\nlines  here"), 2, "unstir: two lines here"),
+        (TypeError("kind"), 2, "unstir: kind"),
+        (FileNotFoundError(2, "No such file or directory", "x.png"), 2, "unstir: x.png: no such file or directory"),
+        (NotADirectoryError(20, "Not a directory", "x"), 2, "unstir: x: not a directory"),
+        (FileExistsError("there already"), 2, "unstir: there already"),
+        (PermissionError(13, "Permission denied", "x"), 1, "unstir: x: permission denied"),
+        (OSError(28, "No space left on device"), 1, "No space left on device"),
+        (ArithmeticError("not finite"), 1, "unstir: not finite"),
+        (MemoryError(), 1, "unstir: MemoryError"),
+        (ImportError("no torch"), 1, "unstir: no torch"),
+        (KeyboardInterrupt(), 130, "unstir: interrupted"),
+        (RuntimeError("deep"), 1, "this is a bug in unstir (RuntimeError: deep)"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_every_failure_is_one_sentence(call: Call, monkeypatch, error: BaseException, status: int, words: str) -> None:
+    def fail(*arguments: object, **settings: object) -> None:
+        raise error
+
+    monkeypatch.delenv("UNSTIR_TRACEBACK", raising=False)
+    monkeypatch.setattr(module, "app", fail)
+    found, out, err = call("sample", "x")
+    assert (found, out) == (status, "")
+    assert words in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+def test_the_traceback_is_there_for_who_asks(call: Call, monkeypatch) -> None:
+    monkeypatch.setenv("UNSTIR_TRACEBACK", "1")
+    err = call("inspect", "/no/such/thing")[2]
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("unstir: ")
+
+
+def test_main_leaves_with_the_status() -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["nonsense"])
+    assert left.value.code == 2
+
+
+def test_as_a_process_mistakes_are_told_without_torch() -> None:
+    """The real thing once: exit status, stdout, stderr, and no two seconds of waiting for a misspelt option."""
+    code = "import sys; from unstir.cli import main; main_ = main\ntry:\n    main(['sample', 'x', '--colour', 'red'])\n"
+    code += "finally:\n    assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("unstir: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    """As in ``unstir --help | head -1``."""
+    code = "from unstir.cli import main; main(['sample', '--help'])"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    err = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(60) in (0, 1)
+    assert "Traceback" not in err
+    assert "Exception ignored" not in err

@@ -1,0 +1,201 @@
+"""``unstir evaluate``: its numbers are those of a brute-force computation from the same pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy
+import pytest
+from PIL import Image
+
+from unstir.cli.app import run
+from unstir.pipeline import load
+
+Call = Callable[..., tuple[int, str, str]]
+_SETTINGS = (
+    "--model.size 16 --model.network.size 16 --model.network.width 64 --model.network.depth 2 "
+    "--model.network.text.vocabulary 300 --model.sampling.steps 3 --training.precision float32 "
+    "--training.optimizer.warmup_images 64 --training.optimizer.learning_rate 0.004 --device cpu --images 480 "
+    "--batch 16 --training.wording.forget 0 --training.ema.half_life_images 50"
+)
+SMALL = _SETTINGS.split()
+COLOURS = {
+    "red": (230, 20, 20),
+    "green": (20, 200, 40),
+    "blue": (20, 30, 230),
+    "yellow": (240, 220, 20),
+    "black": (0, 0, 0),
+    "white": (255, 255, 255),
+}
+
+
+def read(path: Path) -> numpy.ndarray:
+    with Image.open(path) as picture:
+        return numpy.array(picture.convert("RGB"))
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("places")
+    for split, names in (("train", list(COLOURS)[:5]), ("test", list(COLOURS)[5:])):
+        (root / "set" / split).mkdir(parents=True)
+        for name in names:
+            Image.new("RGB", (16, 16), COLOURS[name]).save(root / "set" / split / f"{name}.png")
+            (root / "set" / split / f"{name}.txt").write_text(f"the {name} one\nanother {name}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        assert run(["train", "tiny", "--data", str(root / "set"), "--out", str(root / "run"), *SMALL]) == 0
+    return root
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    monkeypatch.chdir(tmp_path)
+
+    def function(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = run([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return function
+
+
+def test_retrieval_is_the_brute_force_one(call: Call, places: Path) -> None:
+    """Every drawn picture against every real one, in float64, with the seeds that the protocol says."""
+    options = ("--seeds", 2, "--seed", 11, "--batch", 4, "--steps", 4, "--guidance", 1.25)
+    status, out, err = call("evaluate", places / "run", "--data", places / "set", *options, "--json")
+    assert (status, err) == (0, "")
+    result = json.loads(out)
+    files = sorted((places / "set").rglob("*.png"))
+    real = numpy.stack([read(file) for file in files]).astype(numpy.float64)
+    pipe = load(places / "run")
+    for split in ("train", "test"):
+        asked = [i for i, file in enumerate(files) if file.parent.name == split]
+        prompts = [f"the {files[i].stem} one" for i in asked]
+        shares = numpy.zeros((len(asked), 2))
+        for seed in range(2):
+            drawn = pipe.sample(prompts, seed=11 + seed * len(prompts), batch=4, steps=4, guidance_scale=1.25)
+            for row, picture in enumerate(drawn):
+                distances = ((real - numpy.array(picture, dtype=numpy.float64)) ** 2).mean((1, 2, 3))
+                shares[row, seed] = int(distances.argmin()) == asked[row]
+        score = result["prompts"][split]
+        assert score["top1"] == pytest.approx(shares.mean())
+        means = shares.mean(1)
+        error = means.std(ddof=1) / len(means) ** 0.5 if len(means) > 1 else 0.0
+        assert score["standard_error"] == pytest.approx(error)
+        assert (score["prompts"], score["seeds"], score["candidates"]) == (len(asked), 2, 6)
+    assert result["prompts"]["train"]["top1"] > 1 / 6  # it learned something to be measured
+    protocol = result["protocol"]
+    assert (protocol["first_seed"], protocol["steps"], protocol["guidance"], protocol["size"]) == (11, 4, 1.25, 16)
+    assert result["checksum"] == pipe.model.checksum
+
+
+def test_twice_is_the_same_number_whatever_the_batch(call: Call, places: Path) -> None:
+    arguments = ("evaluate", places / "run", "--data", places / "set", "--split", "train", "--seeds", 2, "--json")
+    scores = [json.loads(call(*arguments, "--batch", batch)[1])["prompts"] for batch in (1, 16, 16)]
+    assert scores[0] == scores[1] == scores[2]
+    assert list(scores[0]) == ["train"]
+
+
+def test_a_limit_chooses_by_the_hash_of_the_key(call: Call, places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unstir.pipeline import Pipeline
+
+    asked: list[str] = []
+    requests = Pipeline.requests
+
+    def note(self, prompts, **settings):
+        asked.extend(prompts)
+        return requests(self, prompts, **settings)
+
+    monkeypatch.setattr(Pipeline, "requests", note)
+    options = ("--split", "train", "--limit", 2, "--seeds", 1, "--json")
+    assert call("evaluate", places / "run", "--data", places / "set", *options)[0] == 0
+    keys = sorted(
+        (f"train/{name}.png" for name in list(COLOURS)[:5]), key=lambda k: hashlib.sha256(k.encode()).hexdigest()
+    )
+    assert sorted(asked) == sorted(f"the {Path(key).stem} one" for key in keys[:2])
+
+
+def test_people_read_the_protocol_with_the_number(call: Call, places: Path) -> None:
+    status, out, _ = call("evaluate", places / "run", "--data", places / "set", "--seeds", 1)
+    assert status == 0
+    assert "held out: top-1 retrieval" in out
+    assert "training: top-1 retrieval" in out
+    assert "+-" in out
+    assert "6 candidates" in out
+    assert "steps 3" in out
+
+
+def test_a_sheet_is_written(call: Call, places: Path, tmp_path: Path) -> None:
+    arguments = ("evaluate", places / "run", "--data", places / "set", "--seeds", 1, "--sheet", "sheet.png")
+    assert call(*arguments)[0] == 0
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (8 * 36 + 4, 50 + 4)  # six pictures in one row
+
+
+BAD = {
+    "metric": ["--metrics", "beauty"],
+    "one bad metric": ["--metrics", "prompts,beauty"],
+    "split": ["--split", "dev"],
+    "split without pictures": ["--split", "validation"],
+    "limit": ["--limit", "0"],
+    "limit of words": ["--limit", "all"],
+    "seeds": ["--seeds", "0"],
+    "seed": ["--seed", "-1"],
+    "last seed": ["--seed", str(2**32 - 1)],
+    "batch": ["--batch", "0"],
+    "steps": ["--steps", "0"],
+    "sampler": ["--sampler", "dpm2"],
+    "grid": ["--grid", "karras"],
+    "guidance": ["--guidance", "nan"],
+    "sheet": ["--sheet", "sheet.gif"],
+    "sheet nowhere": ["--sheet", "nowhere/sheet.png"],
+    "device": ["--device", "abacus"],
+    "option": ["--colour", "red"],
+}
+
+
+@pytest.mark.parametrize("arguments", BAD.values(), ids=BAD)
+def test_bad_input_is_told_before_anything_is_drawn(
+    call: Call, places: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    """An evaluation may take an hour: nobody should learn of a misspelt suffix after it."""
+    from unstir.pipeline import Pipeline
+
+    drawn: list[object] = []
+    draw = Pipeline._draw
+
+    def note(self, requests):
+        drawn.extend(requests)
+        return draw(self, requests)
+
+    monkeypatch.setattr(Pipeline, "_draw", note)
+    status, out, err = call("evaluate", places / "run", "--data", places / "set", *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("unstir: ")
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+    assert not drawn
+
+
+@pytest.mark.parametrize("what", ["no such data", "no such model", "no captions", "no pictures", "broken"])
+def test_what_cannot_be_measured_is_told(call: Call, places: Path, tmp_path: Path, what: str) -> None:
+    folder = tmp_path / "given"
+    if what != "no such data":
+        folder.mkdir()
+    if what == "no captions":
+        Image.new("RGB", (8, 8)).save(folder / "0.png")
+    if what == "broken":
+        (folder / "0.png").write_bytes(b"no picture")
+        (folder / "0.txt").write_text("x")
+    model = tmp_path / "nowhere" if what == "no such model" else places / "run"
+    data = places / "set" if what == "no such model" else folder
+    status, out, err = call("evaluate", model, "--data", data)
+    assert (status, out) == (2, "")
+    assert err.startswith("unstir: ")
+    assert err.count("\n") == 1

@@ -1,0 +1,464 @@
+"""Models on disk: the same tensors and configuration come back, or one sentence says why not; nothing is unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import stat
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from unstir import model as module
+from unstir.codec import Identity
+from unstir.conditioning.text import WordReader
+from unstir.diffusion.parameterization import PredictV
+from unstir.diffusion.schedule import Cosine
+from unstir.model import (
+    FORMAT,
+    NETWORKS,
+    Model,
+    ModelConfig,
+    SamplingDefaults,
+    build,
+    checksum_of,
+    load_model,
+    save_model,
+)
+from unstir.nn import DiTConfig, UNetConfig
+from unstir.nn.text import TextConfig
+
+TEXT = TextConfig(vocabulary=300, max_tokens=8, width=16, depth=1, heads=2)
+READER = WordReader.train(["red heart", "blue star", "a cat"], vocabulary=300, max_tokens=8)
+NETWORK_SHAPES: dict[str, Any] = {
+    "dit": DiTConfig(size=16, patch=8, width=32, depth=1, heads=2, text=TEXT),
+    "unet": UNetConfig(width=8, multipliers=(1, 2), blocks=1, attention=(1,), heads=2, text=TEXT),
+}
+CONFIG = ModelConfig(
+    size=16,
+    network=NETWORK_SHAPES["dit"],
+    schedule=Cosine(offset=0.01),
+    parameterization=PredictV(),
+    condition_drop=0.2,
+    sampling=SamplingDefaults(steps=3, sampler="ddim", eta=0.5, guidance_interval=(-3.0, 4.0)),
+)
+TRAINING = {"recipe": "tiny", "images_seen": 12, "held_out_error": {"low": 0.1}, "name": "Größe 🎨"}
+TAUGHT = ("red heart", "blue star", "Größe 🎨")
+
+
+def make(config: ModelConfig = CONFIG, seed: int = 0, **more: Any) -> Model:
+    """A model none of whose tensors is constant."""
+    model = build(config, READER, training=dict(TRAINING))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.denoiser.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return replace(model, taught=TAUGHT, **more)
+
+
+def tensors(model: Model) -> dict[str, Tensor]:
+    return dict(model.denoiser.network.state_dict())  # type: ignore[attr-defined]
+
+
+def assert_same(one: Model, other: Model) -> None:
+    assert tensors(one).keys() == tensors(other).keys()
+    for name, tensor in tensors(one).items():
+        assert tensor.dtype == tensors(other)[name].dtype, name
+        assert torch.equal(tensor, tensors(other)[name]), name
+
+
+def describe(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Rewrite unstir.json."""
+    file = folder / "unstir.json"
+    content = json.loads(file.read_text("utf-8"))
+    change(content)
+    file.write_text(json.dumps(content), "utf-8")
+
+
+def bless(folder: Path) -> None:
+    """Make the checksum of whatever weights lie there right, so that the next line of defence is reached."""
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    describe(folder, lambda content: content.update(checksum=digest))
+
+
+def sentence(caught: pytest.ExceptionInfo[Exception]) -> str:
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def original() -> Model:
+    return make()
+
+
+@pytest.fixture(scope="module")
+def saved(original: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "saved"
+    save_model(original, folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy of a saved model, to be damaged."""
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_what_is_saved_comes_back(kind: str, tmp_path: Path) -> None:
+    """Tensors to the last bit, configuration, words, provenance; ready for inference."""
+    model = make(replace(CONFIG, network=NETWORK_SHAPES[kind]))
+    save_model(model, tmp_path / "m")
+    again = load_model(tmp_path / "m")
+    assert_same(model, again)
+    assert again.config == model.config
+    assert again.training == TRAINING
+    assert again.taught == TAUGHT
+    assert again.reader.tokenizer.to_str() == READER.tokenizer.to_str()
+    assert again.reader.max_tokens == 8
+    assert again.checksum == hashlib.sha256((tmp_path / "m" / "model.safetensors").read_bytes()).hexdigest()
+    assert again.process.schedule == Cosine(offset=0.01)
+    assert again.denoiser.parameterization == PredictV()
+    assert not any(p.requires_grad for p in again.denoiser.parameters())
+    assert not any(part.training for part in again.denoiser.modules())
+
+
+def test_a_folder_is_enough(saved: Path, tmp_path: Path) -> None:
+    """Moved elsewhere it is the same model: no path is stored in it that matters."""
+    moved = Path(shutil.copytree(saved, tmp_path / "else where"))
+    assert_same(load_model(saved), load_model(moved))
+
+
+def test_bf16_is_rounded_once(original: Model, tmp_path: Path) -> None:
+    """Stored as bf16, it is computed with in float32, and each number is the nearest bf16."""
+    save_model(original, tmp_path / "m", dtype=torch.bfloat16)
+    stored = load_file(tmp_path / "m" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    for name, tensor in tensors(load_model(tmp_path / "m")).items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, tensors(original)[name].bfloat16().float()), name
+
+
+def test_other_weights_are_saved_in_their_place(original: Model, tmp_path: Path) -> None:
+    """As for the averaged weights: what is given is written, the model itself is not touched."""
+    before = {name: tensor.clone() for name, tensor in tensors(original).items()}
+    save_model(original, tmp_path / "m", weights={name: tensor + 1 for name, tensor in before.items()})
+    for name, tensor in tensors(load_model(tmp_path / "m")).items():
+        assert torch.equal(tensor, before[name] + 1), name
+        assert torch.equal(tensors(original)[name], before[name]), name
+
+
+@pytest.mark.parametrize("line", ["a\u2028b", "a\x85b", "a\x0cb", "a\x1eb", "  spaces  ", "a\rb"])
+def test_taught_captions_come_back(original: Model, tmp_path: Path, line: str) -> None:
+    """A caption may hold any character that is no line feed."""
+    save_model(replace(original, taught=("first", line, "last")), tmp_path / "m")
+    assert load_model(tmp_path / "m").taught == ("first", line, "last")
+
+
+def test_files_are_for_everybody(saved: Path) -> None:
+    """All files of the folder may be read by the same people: none is more private than the others."""
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in saved.iterdir()}
+    assert {"unstir.json", "model.safetensors", "tokenizer.json", "README.md", "taught.txt"} == set(modes)
+    assert len(set(modes.values())) == 1, modes
+
+
+def test_the_card_says_what_it_is(saved: Path) -> None:
+    card = (saved / "README.md").read_text("utf-8")
+    for words in ("16x16", "tiny", "Größe 🎨", "unstir sample"):
+        assert words in card
+
+
+def test_saving_replaces_a_model(original: Model, tmp_path: Path) -> None:
+    """What lay there is gone, files of its own included; nothing is left beside it."""
+    save_model(original, tmp_path / "m")
+    (tmp_path / "m" / "old.txt").write_text("old")
+    other = replace(make(seed=1), taught=())
+    save_model(other, tmp_path / "m")
+    assert_same(load_model(tmp_path / "m"), other)
+    assert load_model(tmp_path / "m").taught == ()
+    assert not (tmp_path / "m" / "old.txt").exists()
+    assert os.listdir(tmp_path) == ["m"]
+
+
+@pytest.mark.parametrize("broken", ["save_file", "checksum_of", "card", "replace_directory"])
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=["OSError", "KeyboardInterrupt"])
+def test_a_failure_while_saving_leaves_the_old_model(
+    original: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str, error: BaseException
+) -> None:
+    """Whatever step fails: the old model is whole, and there are no leftovers."""
+    save_model(original, tmp_path / "m")
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, broken, fail)
+        with pytest.raises(type(error)):
+            save_model(make(seed=1), tmp_path / "m")
+    assert_same(load_model(tmp_path / "m"), original)
+    assert os.listdir(tmp_path) == ["m"]
+
+
+def test_a_failure_half_through_a_file_leaves_the_old_model(
+    original: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(original, tmp_path / "m")
+
+    def half(tensors: object, path: Path, *_: object, **__: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_file", half)
+        with pytest.raises(OSError, match="disk full"):
+            save_model(make(seed=1), tmp_path / "m")
+        with pytest.raises(OSError, match="disk full"):
+            save_model(make(seed=1), tmp_path / "fresh")
+    assert_same(load_model(tmp_path / "m"), original)
+    assert os.listdir(tmp_path) == ["m"]
+
+
+@pytest.mark.parametrize("which", [1, 2])
+def test_a_rename_that_fails_leaves_the_old_model(
+    original: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: int
+) -> None:
+    """Renaming the old one away, and then the new one into its place, may both fail."""
+    save_model(original, tmp_path / "m")
+    rename, count = os.rename, [0]
+
+    def flaky(*args: Any, **keywords: Any) -> None:
+        count[0] += 1
+        if count[0] == which:
+            raise OSError("no rename")
+        rename(*args, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", flaky)
+        with pytest.raises(OSError, match="no rename"):
+            save_model(make(seed=1), tmp_path / "m")
+    assert_same(load_model(tmp_path / "m"), original)
+
+
+def test_saving_never_destroys_what_is_no_model(original: Model, tmp_path: Path) -> None:
+    """A folder of pictures, given by mistake, is not "a model folder that is there"."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "wedding.jpg").write_bytes(b"irreplaceable")
+    with pytest.raises((ValueError, OSError)):
+        save_model(original, photos)
+    assert (photos / "wedding.jpg").read_bytes() == b"irreplaceable"
+
+
+def test_loading_moves_no_random_stream(saved: Path) -> None:
+    """And the stream does not decide what is loaded."""
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    first = load_model(saved)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(8)
+    assert_same(first, load_model(saved))
+
+
+# --- what is no model ---
+
+
+def test_paths_that_are_no_models(tmp_path: Path) -> None:
+    """FileNotFoundError that says what lies there instead."""
+    torch.save({"w": torch.zeros(2)}, tmp_path / "weights.pt")
+    (tmp_path / "old.bin").write_bytes(pickle.dumps({"w": 1}))
+    (tmp_path / "protocol2").write_bytes(pickle.dumps({"w": 1}, protocol=2))
+    (tmp_path / "note.txt").write_text("hello")
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "pipe").mkdir()
+    (tmp_path / "pipe" / "model_index.json").write_text("{}")
+    (tmp_path / "dir.json" / "unstir.json").mkdir(parents=True)
+    words = {
+        "weights.pt": "pickle, which unstir never opens",
+        "old.bin": "pickle",
+        "protocol2": "pickle",
+        "note.txt": "is a file",
+        "empty": "is a file",
+        "folder": "no unstir.json",
+        "pipe": "diffusers",
+        "missing": "there is no model",
+        "dir.json": "unstir.json",
+    }
+    for name, expected in words.items():
+        with pytest.raises(FileNotFoundError, match=expected) as caught:
+            load_model(tmp_path / name)
+        assert name in sentence(caught)
+
+
+def drop(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).unlink()
+
+
+def write(name: str, content: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def edit(**changes: Any) -> Callable[[Path], object]:
+    return lambda folder: describe(folder, lambda content: content.update(changes))
+
+
+def weights(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], object]:
+    def damage(folder: Path) -> None:
+        held = load_file(folder / "model.safetensors")
+        change(held)
+        save_file(held, folder / "model.safetensors")
+        bless(folder)
+
+    return damage
+
+
+def flip(position: int) -> Callable[[Path], object]:
+    def damage(folder: Path) -> None:
+        data = bytearray((folder / "model.safetensors").read_bytes())
+        data[position] ^= 1
+        (folder / "model.safetensors").write_bytes(bytes(data))
+
+    return damage
+
+
+def cut(length: int, *, is_blessed: bool) -> Callable[[Path], object]:
+    def damage(folder: Path) -> None:
+        file = folder / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:length])
+        if is_blessed:
+            bless(folder)
+
+    return damage
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "one bit of a weight": (flip(-5), "damaged"),
+    "one bit of the header": (flip(20), "damaged"),
+    "truncated": (cut(-100, is_blessed=False), "damaged"),
+    "truncated, blessed": (cut(-100, is_blessed=True), "safetensors"),
+    "truncated in the header": (cut(30, is_blessed=True), "safetensors"),
+    "empty weights": (cut(0, is_blessed=True), "safetensors"),
+    "foreign key": (weights(lambda held: held.update(extra=torch.zeros(1))), "1 are unknown.*extra"),
+    "missing key": (weights(lambda held: held.pop("modulation.bias")), "1 tensors are missing.*modulation.bias"),
+    "prefixed keys": (
+        weights(lambda held: [held.update({f"module.{k}": held.pop(k)}) for k in list(held)]),
+        "missing and .* unknown",
+    ),
+    "other shape": (weights(lambda held: held.update({"last.bias": torch.zeros(3)})), r"last.bias is \[3\]"),
+    "other shape, same size": (
+        weights(lambda held: held.update({"last.weight": held["last.weight"].T.contiguous()})),
+        "last.weight is",
+    ),
+    "newer format": (edit(format=FORMAT + 1), "update unstir"),
+    "format 0": (edit(format=0), "format"),
+    "format -3": (edit(format=-3), "format"),
+    "no format": (lambda folder: describe(folder, lambda content: content.pop("format")), "no format number"),
+    "format of another type": (edit(format="one"), "format"),
+    "not JSON": (write("unstir.json", b"{ not json"), "no valid JSON"),
+    "not an object": (write("unstir.json", b"[1, 2]"), "JSON object"),
+    "not UTF-8": (write("unstir.json", b'{"format": 1, "x": "\xff"}'), "unstir.json"),
+    "unknown key": (edit(shedule="cosine"), "shedule.*did you mean 'schedule'"),
+    "unknown kind": (edit(schedule={"kind": "cosin"}), "schedule: unknown kind 'cosin'"),
+    "wrong type": (edit(size="large"), "size.*'large'"),
+    "another size": (edit(size=32), "32"),
+    "a patch of nothing": (edit(network={"kind": "dit", "patch": 0}), "patch"),
+    "another codec": (edit(codec={"kind": "identity", "channels": 4}), "4 channels"),
+    "training is no object": (edit(training=3), "training"),
+    "no tokenizer": (drop("tokenizer.json"), "tokenizer.json"),
+    "broken tokenizer": (write("tokenizer.json", b"{}"), "tokenizer.json"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_model_is_refused(folder: Path, name: str) -> None:
+    """ValueError, one line, that names the file and what is wrong with it."""
+    damage, words = DAMAGE[name]
+    damage(folder)
+    with pytest.raises(ValueError, match=words) as caught:
+        load_model(folder)
+    sentence(caught)
+
+
+def test_missing_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no model\.safetensors"):
+        load_model(folder)
+
+
+def test_the_words_of_another_model_are_refused(folder: Path) -> None:
+    """A tokenizer of the same size that numbers its tokens otherwise would draw something else without a word."""
+    other = WordReader.train(["green apple", "yellow moon", "the dog"], vocabulary=300, max_tokens=8)
+    assert other.ids("red heart") != READER.ids("red heart")
+    (folder / "tokenizer.json").write_text(other.tokenizer.to_str(pretty=False), "utf-8")
+    with pytest.raises(ValueError, match="tokenizer"):
+        load_model(folder)
+
+
+def test_a_tokenizer_that_is_too_large_is_refused(folder: Path) -> None:
+    other = WordReader.train([f"word{i} wort{i}" for i in range(99)], vocabulary=400, max_tokens=8)
+    (folder / "tokenizer.json").write_text(other.tokenizer.to_str(pretty=False), "utf-8")
+    with pytest.raises(ValueError, match=r"tokenizer"):
+        load_model(folder)
+
+
+class Malicious:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("is_zip", [False, True])
+@pytest.mark.parametrize("is_blessed", [False, True])
+def test_no_pickle_is_ever_run(folder: Path, tmp_path: Path, is_zip: bool, is_blessed: bool) -> None:
+    """Named model.safetensors, with or without a right checksum, a pickle is refused and does nothing."""
+    bomb = tmp_path / "exploded"
+    if is_zip:
+        torch.save(Malicious(bomb), folder / "model.safetensors")
+    else:
+        (folder / "model.safetensors").write_bytes(pickle.dumps(Malicious(bomb)))
+    if is_blessed:
+        bless(folder)
+    with pytest.raises(ValueError, match="safetensors"):
+        load_model(folder)
+    assert not bomb.exists()
+    pickle.loads(pickle.dumps(Malicious(bomb)))  # the bomb does work
+    assert bomb.exists()
+
+
+# --- building ---
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (replace(CONFIG, size=32), "32"),
+        (replace(CONFIG, size=0), "0"),
+        (replace(CONFIG, codec=Identity(channels=4)), "4 channels"),
+        (replace(CONFIG, network=replace(NETWORK_SHAPES["dit"], text=replace(TEXT, vocabulary=258))), "tokenizer"),
+        (replace(CONFIG, network=NETWORK_SHAPES["unet"], size=15), "multiples of 2"),
+        (replace(CONFIG, network=3), "no network"),
+    ],
+)
+def test_what_does_not_fit_together_is_not_built(config: ModelConfig, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        build(config, READER)
+    sentence(caught)
+
+
+def test_checksum_is_sha256(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"abc")
+    assert checksum_of(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
