@@ -1,4 +1,4 @@
-"""Tensors of a few numbers: a second thread would only be waited for (a hundredfold on a busy machine, in softmax or logit)."""
+"""Tensors of a few numbers: a second thread would only be waited for (in softmax or logit, 100 times as long)."""
 
 from __future__ import annotations
 

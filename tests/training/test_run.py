@@ -355,7 +355,7 @@ def test_a_state_of_another_network_is_refused(tmp_path: Path, config: RunConfig
 
 
 def test_a_run_starts_from_a_model(tmp_path: Path, config: RunConfig) -> None:
-    """Its weights and its words are the first ones: at a rate that rounds to nothing the model is the one it came from."""
+    """Its weights and its words are the first ones: at a rate that rounds to nothing it stays what it came from."""
     go(tmp_path / "first", config)
     still = replace(config.training, images=8, optimizer=OptimizerConfig(learning_rate=1e-30, weight_decay=0.0))
     go(tmp_path / "second", replace(config, start=str(tmp_path / "first"), training=still))

@@ -84,8 +84,9 @@ class NetworkDenoiser(nn.Module, Generic[C]):
 
     def given(self, condition: C) -> Denoiser:
         """The denoiser with its condition bound; words are read here, once."""
-        read = self._read(condition)
+        return self._bound(self._read(condition))
 
+    def _bound(self, read: C) -> Denoiser:
         def denoise(x_t: X, level: Level) -> Estimate:
             if x_t.shape[0] > 1:
                 return self(x_t, level, read)
@@ -109,7 +110,7 @@ class NetworkDenoiser(nn.Module, Generic[C]):
                 Estimate(x0=belief.x0[second], variance_fraction=_rows(belief.variance_fraction, second)),
             )
 
-        return Pair(both=both, strong=self.given(strong_read))
+        return Pair(both=both, strong=self._bound(strong_read))
 
     def _read(self, condition: C) -> C:
         read = cast("Callable[[C], C] | None", getattr(self.network, "read", None))

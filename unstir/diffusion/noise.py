@@ -59,7 +59,8 @@ class KeyedNoise(Noise):
         Raises:
             ValueError: if ``like`` has another number of rows than there are keys.
         """
-        return self._draw(like, lambda generator, out: generator.random(out=out, dtype=out.dtype.type))
+        drawn = self._draw(like, lambda generator, out: generator.random(out=out, dtype=out.dtype.type))
+        return drawn.clamp(max=1 - torch.finfo(like.dtype).eps / 2)  # half precision would round some up to 1
 
     def _draw(self, like: X, fill: Callable[[numpy.random.Generator, numpy.ndarray], object]) -> X:
         if like.shape[0] != len(self.keys):
@@ -70,6 +71,6 @@ class KeyedNoise(Noise):
         numbers = numpy.empty(tuple(like.shape), precision)
         rows = numbers.reshape(len(self.keys), -1)
         for row, key in zip(rows, self.keys, strict=True):
-            digest = hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
+            digest = hashlib.blake2b(repr(tuple(map(int, key))).encode(), digest_size=16).digest()
             fill(numpy.random.Generator(numpy.random.Philox(key=int.from_bytes(digest, "little"))), row)
         return torch.from_numpy(numbers).to(like)

@@ -90,9 +90,17 @@ class UniformTimes(Times):
 
     Args:
         num_steps: T, or None for continuous time.
+
+    Raises:
+        ValueError: if num_steps < 1.
     """
 
     num_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a grid without steps."""
+        if self.num_steps is not None and self.num_steps < 1:
+            raise ValueError(f"a grid of times needs at least 1 step, got {self.num_steps}")
 
     def draw(self, count: int, noise: Noise) -> Time:
         """One time a sample."""

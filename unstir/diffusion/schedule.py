@@ -159,6 +159,8 @@ class Cosine(VariancePreserving):
         """The share of signal variance at time t."""
         start = math.cos(self.offset / (1 + self.offset) * math.pi / 2) ** 2
         ratio = torch.cos((t + self.offset) / (1 + self.offset) * math.pi / 2) ** 2 / start
+        # Rounding must not leave noise at t = 0: samplers know their end by it.
+        ratio = torch.where(t == 0, ratio + (1 - ratio).detach(), ratio)
         return self.floor + (1 - self.floor) * ratio
 
 

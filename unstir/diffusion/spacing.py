@@ -39,15 +39,18 @@ def uniform_log_snr(schedule: Schedule, num_steps: int, *, low: float = -9.0, hi
         high: the log-SNR that the last step starts from, or the schedule's own at t = 0 if that is lower.
 
     Raises:
-        ValueError: if num_steps < 1 or low >= high.
+        ValueError: if num_steps < 1, or low to high holds nothing of the schedule.
 
     Source: Lu et al. 2022, arXiv:2206.00927, Sec. 3.4 (uniform in half log-SNR).
     """
     _check(num_steps)
-    if low >= high:
-        raise ValueError(f"log-SNR must rise from low to high, got {low} and {high}")
     ends = floats(schedule.at(torch.tensor([1.0, 0.0], dtype=torch.float64)).log_snr)
-    values = torch.linspace(max(low, ends[0]), min(high, ends[1]), num_steps, dtype=torch.float64)
+    first, last = max(low, ends[0]), min(high, ends[1])
+    if first >= last:
+        raise ValueError(
+            f"log-SNR must rise from low to high within the schedule's {ends[0]:.2f} to {ends[1]:.2f}, got {low} and {high}"
+        )
+    values = torch.linspace(first, last, num_steps, dtype=torch.float64)
     return (1.0, *floats(schedule.time_of(values)[1:]), 0.0)
 
 
