@@ -168,7 +168,7 @@ def test_taught_captions_come_back(original: Model, tmp_path: Path, line: str) -
 def test_files_are_for_everybody(saved: Path) -> None:
     """All files of the folder may be read by the same people: none is more private than the others."""
     modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in saved.iterdir()}
-    assert {"unstir.json", "model.safetensors", "tokenizer.json", "README.md", "taught.txt"} == set(modes)
+    assert {"unstir.json", "model.safetensors", "tokenizer.json", "README.md", "taught.json"} == set(modes)
     assert len(set(modes.values())) == 1, modes
 
 

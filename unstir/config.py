@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from pydantic import PlainSerializer, PlainValidator, TypeAdapter, ValidationError
@@ -78,6 +79,8 @@ def override(config: T, changes: Sequence[tuple[str, str]]) -> T:
                 place = cast("dict[str, Any]", place)[part]
         fields = cast("dict[str, Any]", place)
         fields[parts[-1]] = _parse(text, fields[parts[-1]])
+        if isinstance(fields[parts[-1]], dict):  # another kind has other fields, which later changes may set
+            data = to_dict(from_dict(type(config), data))
     return from_dict(type(config), data)
 
 
@@ -96,7 +99,22 @@ def read_json(text: str, source: str) -> dict[str, Any]:
     return cast("dict[str, Any]", data)
 
 
+def read_json_file(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it holds no JSON object.
+    """
+    try:
+        return read_json(path.read_text("utf-8"), str(path))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no valid JSON (it is not UTF-8 text)") from None
+
+
 def _parse(text: str, old: object) -> Any:
+    if isinstance(old, str):
+        return text
     if isinstance(old, dict) and "kind" in old and not text.startswith("{"):
         return {"kind": text}
     try:

@@ -101,7 +101,8 @@ def save_picture(picture: Image.Image, path: Path, recipe: Recipe | None) -> Non
         options.update(lossless=True)
     try:
         format_name = {".png": "PNG", ".webp": "WEBP"}.get(path.suffix.lower(), "JPEG")
-        picture.save(temporary, format_name, **options)
+        # A copy: Pillow keeps the options of a save that failed on the picture, and prefers them in the next.
+        picture.copy().save(temporary, format_name, **options)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from unstir.codec import CODECS, Codec, Identity
 from unstir.condition import Condition
 from unstir.conditioning.text import WordReader
-from unstir.config import from_dict, read_json, registered, to_dict
+from unstir.config import from_dict, read_json_file, registered, to_dict
 from unstir.diffusion.denoiser import NetworkDenoiser
 from unstir.diffusion.parameterization import PARAMETERIZATIONS, Affine, PredictX0
 from unstir.diffusion.process import GaussianProcess
@@ -159,9 +159,13 @@ def save_model(
         dtype: of the stored weights; they are computed with in float32 in any case.
 
     Raises:
+        ValueError: if there is something else at ``directory``.
         OSError: if the folder cannot be written.
     """
     directory = directory.absolute()
+    is_empty = not directory.exists() or (directory.is_dir() and not any(directory.iterdir()))
+    if not is_empty and not (directory / "unstir.json").exists():
+        raise ValueError(f"{directory} exists and is no model folder; give another name for the model")
     temporary = directory.with_name(f".{directory.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -169,17 +173,18 @@ def save_model(
         source = weights if weights is not None else cast(nn.Module, model.denoiser.network).state_dict()
         tensors = {name: tensor.detach().to("cpu", dtype) for name, tensor in source.items()}
         write_tensors(temporary / "model.safetensors", tensors)
+        (temporary / "tokenizer.json").write_text(model.reader.tokenizer.to_str(pretty=False), "utf-8")
         description = {
             "format": FORMAT,
+            "tokenizer_checksum": checksum_of(temporary / "tokenizer.json"),
             "checksum": checksum_of(temporary / "model.safetensors"),
             **to_dict(model.config),
             "training": model.training,
         }
         (temporary / "unstir.json").write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        (temporary / "tokenizer.json").write_text(model.reader.tokenizer.to_str(pretty=False), "utf-8")
         (temporary / "README.md").write_text(card(model), "utf-8")
         if model.taught:
-            (temporary / "taught.txt").write_text("".join(f"{line}\n" for line in model.taught), "utf-8")
+            (temporary / "taught.json").write_text(json.dumps(model.taught, indent=0, ensure_ascii=False), "utf-8")
         replace_directory(temporary, directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -195,9 +200,11 @@ def load_model(directory: Path) -> Model:
     description_file = directory / "unstir.json"
     if not description_file.is_file():
         raise FileNotFoundError(_not_a_model(directory))
-    description = _migrated(read_json(description_file.read_text("utf-8"), str(description_file)), description_file)
+    description = _migrated(read_json_file(description_file), description_file)
     training = description.pop("training", {})
-    expected = description.pop("checksum", "")
+    if not isinstance(training, dict):
+        raise ValueError(f"{description_file}: training should be an object, got {training!r:.60}")
+    expected, expected_words = description.pop("checksum", ""), description.pop("tokenizer_checksum", "")
     try:
         config = from_dict(ModelConfig, description)
     except ValueError as error:
@@ -206,6 +213,10 @@ def load_model(directory: Path) -> Model:
         tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     except Exception as error:  # tokenizers raises bare Exceptions
         raise ValueError(f"{directory / 'tokenizer.json'} is missing or no tokenizer ({error})") from None
+    if expected_words and checksum_of(directory / "tokenizer.json") != expected_words:
+        raise ValueError(
+            f"{directory / 'tokenizer.json'} is not this model's own, or damaged; copy the model folder again"
+        )
     weights = directory / "model.safetensors"
     if not weights.is_file():
         raise FileNotFoundError(f"{directory} has no model.safetensors: the model folder is not complete")
@@ -218,10 +229,10 @@ def load_model(directory: Path) -> Model:
         model = build(config, WordReader(tokenizer, config.network.text.max_tokens), training=training)
     load_weights(cast(nn.Module, model.denoiser.network), weights)
     model.denoiser.eval().requires_grad_(False)
-    taught = directory / "taught.txt"
+    taught = directory / "taught.json"
     return replace(
         model,
-        taught=tuple(taught.read_text("utf-8").splitlines()) if taught.is_file() else (),
+        taught=tuple(json.loads(taught.read_text("utf-8"))) if taught.is_file() else (),
         checksum=checksum,
     )
 
@@ -282,7 +293,12 @@ def replace_directory(new: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         os.rename(target, old)
-    os.rename(new, target)
+    try:
+        os.rename(new, target)
+    except OSError:
+        if old.exists():
+            os.rename(old, target)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -312,6 +328,8 @@ def _migrated(description: dict[str, Any], source: Path) -> dict[str, Any]:
     version = description.pop("format", None)
     if not isinstance(version, int):
         raise ValueError(f"{source} is not an unstir model description: it has no format number")
+    if version < 1:
+        raise ValueError(f"{source} has format {version}, which never was; it is no model of unstir")
     if version > FORMAT:
         raise ValueError(f"{source} has format {version}, this version of unstir reads up to {FORMAT}; update unstir")
     for step in range(version + 1, FORMAT + 1):

@@ -177,7 +177,10 @@ class Pipeline:
             height=size,
             precision=self.precision,
         )
-        return self.check(replace(base, **{key: value for key, value in settings.items() if value is not None}))
+        said = {key: value for key, value in settings.items() if value is not None}
+        if said.get("precision") == "auto":
+            said["precision"] = self.precision
+        return self.check(replace(base, **said))
 
     def check(self, request: Request) -> Request:
         """The request, if this model can draw it.
@@ -187,9 +190,9 @@ class Pipeline:
         """
         if not request.prompt.strip():
             raise ValueError('the prompt is empty; say what to draw, for instance "a red heart"')
-        if not 0 <= request.seed <= MAX_SEED:
+        if not _is_whole(request.seed) or not 0 <= request.seed <= MAX_SEED:
             raise ValueError(f"seed must be a whole number from 0 to {MAX_SEED}, got {request.seed}")
-        if not 1 <= request.steps <= MAX_STEPS:
+        if not _is_whole(request.steps) or not 1 <= request.steps <= MAX_STEPS:
             raise ValueError(f"steps must be a whole number from 1 to {MAX_STEPS}, got {request.steps}")
         choose(request.sampler, SAMPLERS, "sampler")
         choose(request.grid, SPACINGS, "grid")
@@ -235,6 +238,8 @@ class Pipeline:
         Yields:
             Previews after every step, and the results of each batch when it is done.
         """
+        if batch < 1:
+            raise ValueError(f"batch must be at least 1, got {batch}")
         for request in requests:
             self.check(request)
         for group in _groups(requests, batch):
@@ -281,7 +286,7 @@ class Pipeline:
             raise ValueError(f"the number of pictures must be at least 1, got {n}")
         total = n * len(prompts)
         first = secrets.randbelow(MAX_SEED + 2 - total) if seed is None else seed
-        if not 0 <= first <= MAX_SEED + 1 - total:
+        if not _is_whole(first) or not 0 <= first <= MAX_SEED + 1 - total:
             raise ValueError(
                 f"seed must be a whole number from 0 to {MAX_SEED + 1 - total} for {total} pictures, got {first}"
             )
@@ -318,9 +323,9 @@ class Pipeline:
             raise ArithmeticError("the picture is not finite; try --precision float32, fewer steps or less guidance")
         seconds = (time.perf_counter() - started) / len(requests)
         for request, picture in zip(requests, to_bytes(pictures).cpu().numpy(), strict=True):
-            warnings = tuple(str(cut) for cut in cuts if cut.prompt in (request.prompt, request.negative))
+            told = (str(cut) for cut in cuts if cut.prompt in (request.prompt, request.negative))
             image = Image.fromarray(numpy.ascontiguousarray(picture.transpose(1, 2, 0)))
-            yield Result(request=request, picture=image, seconds=seconds, warnings=warnings)
+            yield Result(request=request, picture=image, seconds=seconds, warnings=tuple(dict.fromkeys(told)))
 
     def _denoiser(self, requests: Sequence[Request]) -> tuple[Denoiser, list[Any]]:
         model, ask = self.model, requests[0]
@@ -388,6 +393,10 @@ def choose(name: str, registry: Iterable[str], what: str) -> str:
         hint = f"did you mean {near[0]}? " if near else ""
         raise ValueError(f"unknown {what} {name!r}; {hint}there are {', '.join(names)}")
     return name
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _groups(requests: Sequence[Request], batch: int) -> Iterator[list[Request]]:

@@ -358,9 +358,10 @@ class Nursery:
 def nursery() -> Iterator[Nursery]:
     made = Nursery()
     yield made
+    made.process.kill()  # its children are all waited for; leaving in order would take it seconds
+    made.process.wait()
     made.process.stdin.close()
     made.process.stdout.close()
-    made.process.wait(20)
 
 
 def lines_of(log: Path) -> int:

@@ -173,7 +173,7 @@ def _run_folder(recipe: str | None, out: str | None, *, resume: bool) -> Path:
 
 def _fresh(directory: Path, wanted: dict[str, Any], changes: Sequence[tuple[str, str]]) -> RunConfig:
     """The configuration of a new run."""
-    from unstir.config import from_dict, override, read_json
+    from unstir.config import from_dict, override, read_json_file
     from unstir.data.folder import find_pictures
     from unstir.model import load_model
     from unstir.pipeline import choose, locate_model
@@ -182,7 +182,7 @@ def _fresh(directory: Path, wanted: dict[str, Any], changes: Sequence[tuple[str,
 
     name, data = wanted["recipe"], wanted["data"]
     if name is not None and name.endswith(".json"):
-        content = read_json(Path(name).read_text("utf-8"), name)
+        content = read_json_file(Path(name))
         content.pop("fingerprint", None)
         config = from_dict(RunConfig, content)
     else:

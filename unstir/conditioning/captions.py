@@ -73,22 +73,27 @@ def pick(items: Sequence[str], draw: float) -> str:
 
 
 def paraphrases(name: str) -> list[str]:
-    """Other ways to say a name: with an article, as a picture of it, with what follows a colon put elsewhere.
+    """Other ways to say a name: with another article, as a picture of it, with what follows a colon put elsewhere.
 
     A name of the form "head: detail, detail" (as Unicode's names are) gives forms such as "a head with detail".
     """
-    article = "an" if name[:1].lower() in "aeiou" else "a"
-    if ":" not in name:
-        forms = [f"{article} {name}", f"the {name}", f"a picture of {article} {name}", f"{name} emoji"]
-        return [*forms, re.sub(r"[^\w\s]", " ", name).strip()]
-    head, _, tail = (part.strip() for part in name.partition(":"))
-    article = "an" if head[:1].lower() in "aeiou" else "a"
+    head, colon, tail = (part.strip() for part in name.partition(":"))
+    if not colon or not head or not tail:
+        bare = re.sub(r"^(an?|the)\s+(?=\S)", "", name.strip(), flags=re.IGNORECASE)
+        plain = " ".join(re.sub(r"[-,;.!?()\"“”]+", " ", bare).split())
+        forms = [_with_article(bare), f"the {bare}", f"a picture of {_with_article(bare)}", f"{bare} emoji"]
+        return [*forms, plain] if plain else forms
     details = [detail.removesuffix(" tone") for detail in tail.split(", ")]
     together = " and ".join(details)
     return [
-        f"{article} {head} with {together}",
+        f"{_with_article(head)} with {together}",
         f"{together} {head}",
         f"{head}, {', '.join(reversed(details))}",
         f"{head} {tail}",
-        f"the {head} of {together}" if head == "flag" else f"{article} {head}, {together}",
+        f"the {head} of {together}" if head == "flag" else f"{_with_article(head)}, {together}",
     ]
+
+
+def _with_article(noun: str) -> str:
+    noun = re.sub(r"^(an?|the)\s+(?=\S)", "", noun, flags=re.IGNORECASE)
+    return f"{'an' if noun[:1].lower() in tuple('aeiou') else 'a'} {noun}"

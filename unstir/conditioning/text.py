@@ -54,6 +54,7 @@ class WordReader:
     """
 
     def __init__(self, tokenizer: Tokenizer, max_tokens: int) -> None:
+        tokenizer.encode_special_tokens = True  # a prompt that says "[pad]" means the word
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
 

@@ -48,7 +48,7 @@ def uniform_log_snr(schedule: Schedule, num_steps: int, *, low: float = -9.0, hi
     first, last = max(low, ends[0]), min(high, ends[1])
     if first >= last:
         raise ValueError(
-            f"log-SNR must rise from low to high within the schedule's {ends[0]:.2f} to {ends[1]:.2f}, got {low} and {high}"
+            f"log-SNR must rise from low to high within {ends[0]:.2f} to {ends[1]:.2f}, got {low} and {high}"
         )
     values = torch.linspace(first, last, num_steps, dtype=torch.float64)
     return (1.0, *floats(schedule.time_of(values)[1:]), 0.0)

@@ -51,11 +51,11 @@ def nearest(drawn: UInt8[Tensor, "m c h w"], real: UInt8[Tensor, "n c h w"], *, 
     """
     if drawn.shape[1:] != real.shape[1:]:
         raise ValueError(f"drawn pictures are {tuple(drawn.shape[1:])}, real ones {tuple(real.shape[1:])}")
-    candidates = real.flatten(1).float()
+    candidates = real.flatten(1).double()  # sums of squared bytes are exact in float64
     lengths = candidates.square().sum(1)
     found: list[Tensor] = []
     for start in range(0, len(drawn), chunk):
-        rows = drawn[start : start + chunk].flatten(1).float()
+        rows = drawn[start : start + chunk].flatten(1).double()
         found.append((lengths - 2 * (rows @ candidates.T)).argmin(1))
     return torch.cat(found)
 

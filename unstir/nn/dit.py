@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from unstir.condition import Condition
 from unstir.nn.attention import SelfAttention
 from unstir.nn.embedding import ConditionReader, VectorEmbedding, grid_positions
-from unstir.nn.layers import SwiGLU, modulate, zero_init
+from unstir.nn.layers import SwiGLU, modulate, require_positive, zero_init
 from unstir.nn.text import TextConfig
 
 
@@ -34,6 +34,9 @@ class DiTConfig:
         heads: attention heads a layer.
         detail: channels at full size between the last layer and the picture, where the seams of patches are mended.
         text: shape of the text transformer.
+
+    Raises:
+        ValueError: if a number is below 1.
     """
 
     channels: int = 3
@@ -44,6 +47,10 @@ class DiTConfig:
     heads: int = 5
     detail: int = 8
     text: TextConfig = field(default_factory=TextConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse a shape without extent."""
+        require_positive(self, "channels", "size", "patch", "width", "depth", "heads", "detail")
 
 
 class DiT(nn.Module):

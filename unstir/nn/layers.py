@@ -86,6 +86,17 @@ def modulate(x: Tensor, shift: Tensor, gain: Tensor) -> Tensor:
     return torch.addcmul(shift, x, 1 + gain)
 
 
+def require_positive(config: object, *names: str) -> None:
+    """Refuse a configuration one of whose numbers is below 1.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+
+
 def zero_init(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
     """The layer with weights and bias set to zero, so that it starts by adding nothing."""
     nn.init.zeros_(layer.weight)

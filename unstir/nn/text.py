@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unstir.nn.attention import SelfAttention
-from unstir.nn.layers import SwiGLU
+from unstir.nn.layers import SwiGLU, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,9 @@ class TextConfig:
         width: channels of a token.
         depth: number of layers.
         heads: attention heads a layer.
+
+    Raises:
+        ValueError: if a number is below 1.
     """
 
     vocabulary: int = 2500
@@ -33,6 +36,10 @@ class TextConfig:
     width: int = 256
     depth: int = 2
     heads: int = 4
+
+    def __post_init__(self) -> None:
+        """Refuse a shape without extent."""
+        require_positive(self, "vocabulary", "max_tokens", "width", "depth", "heads")
 
 
 class TextTransformer(nn.Module):

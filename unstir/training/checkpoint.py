@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from unstir.config import read_json
+from unstir.config import read_json_file
 from unstir.model import checksum_of, read_tensors, write_tensors
 
 KEEP = 2
@@ -82,14 +82,14 @@ def load_latest(directory: Path) -> Checkpoint | None:
 def is_whole(folder: Path) -> bool:
     """Whether every file that the manifest names is there, byte for byte."""
     try:
-        manifest = read_json((folder / "manifest.json").read_text("utf-8"), "manifest")
+        manifest = read_json_file(folder / "manifest.json")
         return all(checksum_of(folder / name) == checksum for name, checksum in manifest.items())
     except (OSError, ValueError):
         return False
 
 
 def _load(folder: Path) -> Checkpoint:
-    state = read_json((folder / "state.json").read_text("utf-8"), str(folder / "state.json"))
+    state = read_json_file(folder / "state.json")
     return Checkpoint(
         images_seen=state.pop("images_seen"),
         tensors={file.stem: read_tensors(file) for file in sorted(folder.glob("*.safetensors"))},

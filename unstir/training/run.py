@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from unstir.conditioning.captions import paraphrases
 from unstir.conditioning.text import WordReader
-from unstir.config import from_dict, read_json, to_dict
+from unstir.config import from_dict, read_json_file, to_dict
 from unstir.data.folder import check_captions, find_pictures, summarize
 from unstir.data.transforms import load_pictures, to_unit
 from unstir.diffusion.noise import KeyedNoise
@@ -239,7 +239,7 @@ def read_run(directory: Path) -> tuple[RunConfig, str]:
     path = directory / "run.json"
     if not path.is_file():
         raise FileNotFoundError(f"{directory} is no run folder: it has no run.json; start one without --resume")
-    content = read_json(path.read_text("utf-8"), str(path))
+    content = read_json_file(path)
     fingerprint = str(content.pop("fingerprint", ""))
     try:
         return from_dict(RunConfig, content), fingerprint
