@@ -372,7 +372,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "wrong type": (edit(size="large"), "size.*'large'"),
     "another size": (edit(size=32), "32"),
     "a patch of nothing": (edit(network={"kind": "dit", "patch": 0}), "patch"),
-    "another codec": (edit(codec={"kind": "identity", "channels": 4}), "4 channels"),
+    "another codec": (edit(codec={"kind": "identity", "channels": 4}), "takes 4"),
     "training is no object": (edit(training=3), "training"),
     "no tokenizer": (drop("tokenizer.json"), "tokenizer.json"),
     "broken tokenizer": (write("tokenizer.json", b"{}"), "tokenizer.json"),
@@ -446,8 +446,7 @@ def test_no_pickle_is_ever_run(folder: Path, tmp_path: Path, is_zip: bool, is_bl
     ("config", "words"),
     [
         (replace(CONFIG, size=32), "32"),
-        (replace(CONFIG, size=0), "0"),
-        (replace(CONFIG, codec=Identity(channels=4)), "4 channels"),
+        (replace(CONFIG, codec=Identity(channels=4)), "takes 4"),
         (replace(CONFIG, network=replace(NETWORK_SHAPES["dit"], text=replace(TEXT, vocabulary=258))), "tokenizer"),
         (replace(CONFIG, network=NETWORK_SHAPES["unet"], size=15), "multiples of 2"),
         (replace(CONFIG, network=3), "no network"),
@@ -457,6 +456,12 @@ def test_what_does_not_fit_together_is_not_built(config: ModelConfig, words: str
     with pytest.raises(ValueError, match=words) as caught:
         build(config, READER)
     sentence(caught)
+
+
+@pytest.mark.parametrize(("field", "value"), [("size", 0), ("condition_drop", -0.1), ("condition_drop", 1.1)])
+def test_numbers_out_of_range_are_no_configuration(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=field):
+        replace(CONFIG, **{field: value})
 
 
 def test_checksum_is_sha256(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -38,7 +39,7 @@ def registered(registry: Mapping[str, type[Any]]) -> tuple[PlainValidator, Plain
 
 def to_dict(value: object) -> dict[str, Any]:
     """A dataclass as a dictionary of what JSON can hold."""
-    return TypeAdapter(type(value)).dump_python(value, mode="json")
+    return _adapter(type(value)).dump_python(value, mode="json")
 
 
 def from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
@@ -47,7 +48,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
     Raises:
         ValueError: naming the first field that is unknown, missing or of a wrong kind.
     """
-    adapter = TypeAdapter(cls)
+    adapter = _adapter(cls)
     try:
         value = adapter.validate_python(dict(data))
     except ValidationError as error:
@@ -97,6 +98,11 @@ def read_json(text: str, source: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"{source} should hold a JSON object, got a {type(data).__name__}")
     return cast("dict[str, Any]", data)
+
+
+@lru_cache(maxsize=64)
+def _adapter(cls: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
 
 
 def read_json_file(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -28,7 +29,9 @@ from unstir.config import from_dict, read_json_file, registered, to_dict
 from unstir.diffusion.denoiser import NetworkDenoiser
 from unstir.diffusion.parameterization import PARAMETERIZATIONS, Affine, PredictX0
 from unstir.diffusion.process import GaussianProcess
+from unstir.diffusion.samplers import SAMPLERS
 from unstir.diffusion.schedule import SCHEDULES, RectifiedFlow, Schedule
+from unstir.diffusion.spacing import SPACINGS
 from unstir.nn import NETWORKS, DiTConfig
 
 FORMAT = 1
@@ -50,6 +53,9 @@ class SamplingDefaults:
         guidance_interval: log-SNR between which guidance acts, in nats; None is everywhere.
         eta: for DDIM, how much fresh noise.
         clip: whether beliefs are kept within the range of pictures.
+
+    Raises:
+        ValueError: if a name is unknown or a number out of its range.
     """
 
     sampler: str = "dpm++2m"
@@ -59,6 +65,15 @@ class SamplingDefaults:
     guidance_interval: tuple[float, float] | None = None
     eta: float = 0.0
     clip: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what no model could be sampled with."""
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"unknown sampler {self.sampler!r}; there are {', '.join(SAMPLERS)}")
+        if self.grid not in SPACINGS:
+            raise ValueError(f"unknown grid {self.grid!r}; there are {', '.join(SPACINGS)}")
+        if self.steps < 1 or not math.isfinite(self.guidance_scale) or not 0 <= self.eta <= 1:
+            raise ValueError("steps must be at least 1, guidance_scale finite and eta in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +88,9 @@ class ModelConfig:
         size: height and width of the pictures that it was trained on.
         condition_drop: how often training forgot the words; 0 means that guidance has no null to push off from.
         sampling: how it is sampled by default.
+
+    Raises:
+        ValueError: if a number is out of its range.
     """
 
     schedule: Annotated[Schedule, *registered(SCHEDULES)] = field(default_factory=RectifiedFlow)
@@ -84,6 +102,13 @@ class ModelConfig:
     size: int = 64
     condition_drop: float = 0.1
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers out of their range."""
+        if self.size < 1 or not 0 <= self.condition_drop <= 1:
+            raise ValueError(
+                f"size must be at least 1 and condition_drop in [0, 1], got {self.size} and {self.condition_drop}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -124,6 +149,8 @@ def build(config: ModelConfig, reader: WordReader, *, training: dict[str, Any] |
         raise ValueError(
             f"the tokenizer has {reader.tokenizer.get_vocab_size()} entries, the network reads {text.vocabulary}"
         )
+    if isinstance(config.codec, Identity) and config.codec.channels != 3:
+        raise ValueError(f"pictures have 3 channels, the codec takes {config.codec.channels}")
     if network.in_channels != config.codec.latent_channels:
         raise ValueError(
             f"the codec gives {config.codec.latent_channels} channels, the network takes {network.in_channels}"
@@ -201,8 +228,8 @@ def load_model(directory: Path) -> Model:
     if not description_file.is_file():
         raise FileNotFoundError(_not_a_model(directory))
     description = _migrated(read_json_file(description_file), description_file)
-    training = description.pop("training", {})
-    if not isinstance(training, dict):
+    training = cast("dict[str, Any]", description.pop("training", {}))
+    if type(training) is not dict:
         raise ValueError(f"{description_file}: training should be an object, got {training!r:.60}")
     expected, expected_words = description.pop("checksum", ""), description.pop("tokenizer_checksum", "")
     try:

@@ -33,6 +33,7 @@ from unstir.typing import X
 
 MAX_SEED = 2**32 - 1
 MAX_STEPS = 1000
+MAX_ROWS = 4096
 BATCH = 8
 """Pictures drawn in one network call, unless the request says otherwise."""
 
@@ -170,7 +171,7 @@ class Pipeline:
             steps=defaults.steps,
             sampler=defaults.sampler,
             grid=defaults.grid,
-            guidance_scale=defaults.guidance_scale,
+            guidance_scale=defaults.guidance_scale if self.model.config.condition_drop else 1.0,
             guidance_interval=defaults.guidance_interval,
             eta=defaults.eta,
             width=size,
@@ -200,13 +201,14 @@ class Pipeline:
             raise ValueError(f"guidance must be a number between -100 and 100, got {request.guidance_scale}")
         if request.guidance_scale != 1 and self.model.config.condition_drop == 0:
             raise ValueError("this model was trained without dropped captions and cannot be guided; use --guidance 1")
-        if request.guidance_interval is not None and not request.guidance_interval[0] < request.guidance_interval[1]:
+        interval = request.guidance_interval
+        if interval is not None and (len(interval) != 2 or not interval[0] < interval[1]):
             raise ValueError(f"a guidance interval runs from low to high log-SNR, got {request.guidance_interval}")
         DDIM(eta=request.eta)
         if request.eta and request.sampler != "ddim":
             raise ValueError(f"eta belongs to the sampler ddim, got sampler {request.sampler} with eta {request.eta}")
         self._check_size(request.width, request.height)
-        if not 0 <= request.row < request.rows <= 4096:
+        if not 0 <= request.row < request.rows <= MAX_ROWS:
             raise ValueError(f"row must be below rows, got {request.row} of {request.rows}")
         resolve_precision(request.precision, self.device)
         return request
@@ -238,8 +240,8 @@ class Pipeline:
         Yields:
             Previews after every step, and the results of each batch when it is done.
         """
-        if batch < 1:
-            raise ValueError(f"batch must be at least 1, got {batch}")
+        if not 1 <= batch <= MAX_ROWS:
+            raise ValueError(f"batch must be from 1 to {MAX_ROWS}, got {batch}")
         for request in requests:
             self.check(request)
         for group in _groups(requests, batch):
@@ -323,7 +325,9 @@ class Pipeline:
             raise ArithmeticError("the picture is not finite; try --precision float32, fewer steps or less guidance")
         seconds = (time.perf_counter() - started) / len(requests)
         for request, picture in zip(requests, to_bytes(pictures).cpu().numpy(), strict=True):
-            told = (str(cut) for cut in cuts if cut.prompt in (request.prompt, request.negative))
+            told = [str(cut) for cut in cuts if cut.prompt in (request.prompt, request.negative)]
+            if request.negative and request.guidance_scale == 1:
+                told.append("the negative prompt has no influence at guidance 1")
             image = Image.fromarray(numpy.ascontiguousarray(picture.transpose(1, 2, 0)))
             yield Result(request=request, picture=image, seconds=seconds, warnings=tuple(dict.fromkeys(told)))
 

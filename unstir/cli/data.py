@@ -12,7 +12,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from unstir.cli.output import print_json, progress_bar
+from unstir.cli.output import Whole, print_json, progress_bar
 
 data_app = App(
     name="data", help="Build captioned sets of pictures. Example: unstir data emoji emoji/", help_format="plaintext"
@@ -23,7 +23,7 @@ data_app = App(
 def emoji(
     directory: Path,
     *,
-    size: int = 64,
+    size: Whole = 64,
     language: str = "en",
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from unstir.cli.output import print_json, progress_bar
+from unstir.cli.output import Whole, print_json, progress_bar, require_place
 
 if TYPE_CHECKING:
     from unstir.pipeline import Pipeline, Settings
@@ -28,15 +28,15 @@ def evaluate(
     *,
     data: str,
     metrics: str = "prompts",
-    split: Annotated[list[str] | None, Parameter(consume_multiple=False)] = None,
-    seeds: int = 3,
-    seed: int = 0,
-    limit: int = 184,
-    steps: int | None = None,
+    split: Annotated[list[str] | None, Parameter(consume_multiple=False, negative=())] = None,
+    seeds: Whole = 3,
+    seed: Whole = 0,
+    limit: Whole = 184,
+    steps: Whole | None = None,
     sampler: str | None = None,
     grid: str | None = None,
     guidance: float | None = None,
-    batch: int = 16,
+    batch: Whole = 16,
     sheet: str | None = None,
     device: str = "auto",
     precision: str = "auto",
@@ -92,6 +92,7 @@ def evaluate(
         choose(name, _SPLITS, "split")
     if seeds < 1 or limit < 1 or batch < 1:
         raise ValueError(f"seeds, limit and batch must be at least 1, got {seeds}, {limit} and {batch}")
+    place = None if sheet is None else require_place(sheet)
     pipe = load(model, device=device, precision=precision)
     settings: Settings = {"steps": steps, "sampler": sampler, "grid": grid, "guidance_scale": guidance}
     defaults = pipe.request("a", seed=seed, **settings)
@@ -100,6 +101,7 @@ def evaluate(
     chosen = {name: index for name, index in chosen.items() if index}
     if not chosen:
         raise ValueError(f"{data} has no captioned pictures in the splits asked for; choose one with --split train")
+    pipe.request("a", seed=seed + seeds * max(map(len, chosen.values())) - 1, **settings)  # the last seed
     captions = [record.captions[0] if record.captions else "" for record in records.records]
     started = time.perf_counter()
     scores: dict[str, Any] = {}
@@ -107,10 +109,10 @@ def evaluate(
         draw = draw_with(pipe, seed=seed, batch=batch, settings=settings, advance=advance)
         for name, index in chosen.items():
             scores[name] = asdict(measure(draw, [captions[i] for i in index], index, real, seeds=seeds))
-    if sheet is not None:
+    if place is not None:
         share = 64 // len(chosen)
         shown = [i for index in chosen.values() for i in index[:: max(1, len(index) // share)][:share]]
-        _write_sheet(pipe, [captions[i] for i in shown], Path(sheet), seed, settings)
+        _write_sheet(pipe, [captions[i] for i in shown], place, seed, settings)
     protocol = {
         "metric": "top-1 retrieval: nearest real picture by mean squared error over RGB bytes",
         "size": pipe.model.config.size,

@@ -7,18 +7,21 @@ Does not know: what the files hold.
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import unicodedata
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
+from cyclopts import Parameter, Token
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+_WRITTEN = (".png", ".jpg", ".jpeg", ".webp")
+_PICTURES = (*_WRITTEN, ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
 
 class Advance(Protocol):
@@ -47,18 +50,33 @@ def picture_paths(output: str, prompts: list[str]) -> list[Path]:
     order. To a file: that file.
 
     Raises:
-        ValueError: if several pictures are to go into one file.
+        ValueError: if several pictures are to go into one file, or the file's suffix is of no format that is written.
     """
     if not is_folder(output):
         if len(prompts) > 1:
             raise ValueError(
                 f"{len(prompts)} pictures do not fit into the file {output}; give a folder, for instance -o pictures/"
             )
+        _require_suffix(Path(output))
         return [Path(output)]
     folder = Path(output)
     numbers = [int(match[1]) for file in _children(folder) if (match := re.match(r"(\d{4,})-", file.name))]
     first = max(numbers, default=-1) + 1
     return [folder / f"{first + i:04d}-{slug(prompt)}.png" for i, prompt in enumerate(prompts)]
+
+
+def require_place(output: str) -> Path:
+    """The file that a picture is to be written to, refused early if it cannot be.
+
+    Raises:
+        ValueError: if the suffix is of no format that pictures are written in.
+        NotADirectoryError: if its folder does not exist.
+    """
+    path = Path(output)
+    _require_suffix(path)
+    if not path.parent.is_dir():
+        raise NotADirectoryError(f"there is no folder {path.parent} for {path.name}; make it first")
+    return path
 
 
 def slug(prompt: str) -> str:
@@ -74,16 +92,16 @@ def writable_folder(folder: Path) -> Generator[Path]:
     Raises:
         OSError: if it cannot be made or written.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     probe = folder / ".unstir-probe"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink()
         yield folder
     finally:
         for path in made:
-            if path.is_dir() and not any(path.iterdir()):
+            if os.path.isdir(path) and not os.listdir(path):
                 path.rmdir()
 
 
@@ -113,6 +131,21 @@ def progress_bar(what: str, total: int, *, unit: str = "") -> Generator[Advance]
 def say(sentence: str) -> None:
     """Tell a person something that is no result."""
     print(sentence, file=sys.stderr, flush=True)
+
+
+def _require_suffix(path: Path) -> None:
+    if path.suffix.lower() not in _WRITTEN:
+        raise ValueError(
+            f"cannot write a picture as {path.suffix or 'a file without suffix'}; use {', '.join(_WRITTEN)}"
+        )
+
+
+def _whole(hint: object, tokens: Sequence[Token]) -> int:
+    return int(tokens[0].value)
+
+
+Whole = Annotated[int, Parameter(converter=_whole)]
+"""A whole number; cyclopts by itself takes 1.5 for 1."""
 
 
 def _quiet(done: float, text: str = "") -> None:

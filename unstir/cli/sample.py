@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from unstir.cli.output import picture_paths, print_json, progress_bar, say, writable_folder
+from unstir.cli.output import Whole, picture_paths, print_json, progress_bar, say, writable_folder
 
 if TYPE_CHECKING:
     from unstir.pipeline import Pipeline, Request, Result
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 def sample(
     *prompts: str,
     model: str = "builtin",
-    number: Annotated[int, Parameter(name=["-n", "--number"])] = 1,
-    seed: int | None = None,
-    steps: int | None = None,
+    number: Annotated[Whole, Parameter(name=["-n", "--number"])] = 1,
+    seed: Whole | None = None,
+    steps: Whole | None = None,
     sampler: str | None = None,
     guidance: float | None = None,
-    guidance_interval: Annotated[str | None, Parameter(name="--guidance.interval")] = None,
+    guidance_interval: Annotated[str | None, Parameter(name="--guidance.interval", allow_leading_hyphen=True)] = None,
     negative: str = "",
     size: str | None = None,
     grid: str | None = None,
     eta: float | None = None,
     output: Annotated[str, Parameter(name=["-o", "--output"])] = "pictures/",
-    batch: int | None = None,
+    batch: Whole | None = None,
     device: str = "auto",
     precision: str = "auto",
     metadata: Annotated[bool, Parameter(negative="--no-metadata")] = True,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from unstir.cli.output import print_json, progress_bar, say
+from unstir.cli.output import Whole, print_json, progress_bar, say, writable_folder
 
 if TYPE_CHECKING:
     from unstir.training.run import RunConfig, RunData
@@ -56,13 +56,13 @@ def train(
     out: str | None = None,
     resume: Annotated[bool, Parameter(negative=())] = False,
     start: Annotated[str | None, Parameter(name="--from")] = None,
-    images: int | None = None,
-    batch: int | None = None,
-    seed: int | None = None,
-    checkpoint_every: int | None = None,
+    images: Whole | None = None,
+    batch: Whole | None = None,
+    seed: Whole | None = None,
+    checkpoint_every: Whole | None = None,
     allow_missing_captions: Annotated[bool, Parameter(negative=())] = False,
     set_: Annotated[
-        list[str] | None, Parameter(name="--set", consume_multiple=False, allow_leading_hyphen=True)
+        list[str] | None, Parameter(name="--set", consume_multiple=False, allow_leading_hyphen=True, negative=())
     ] = None,
     device: str = "auto",
     json: Annotated[bool, Parameter(negative=())] = False,
@@ -123,9 +123,6 @@ def train(
                 f"the pictures or captions in {config.data} are not those that {directory} was trained on; give the "
                 "old ones with --data, or start a new run"
             )
-        for line in loaded.lines:
-            say(line)
-        say(f"run folder: {directory.resolve()}")
         with _progress(config, loaded) as hook:
             outcome = execute(directory, config, loaded, device=device, say=say, hooks=[hook])
     result = {
@@ -192,13 +189,8 @@ def _fresh(directory: Path, wanted: dict[str, Any], changes: Sequence[tuple[str,
             )
         if name is None:
             name = "tiny" if len(find_pictures(Path(data)).records) < _SMALL else "emoji"
-            say(f"recipe: {name} (by the number of pictures)")
         choose(name, RECIPES, "recipe")
         config = RECIPES[name]()
-    if data is None and not config.data:
-        if config.recipe != "emoji":
-            raise ValueError(f"the recipe {config.recipe} needs pictures; give their folder with --data")
-        data = str(_build_emoji(directory, config.model.size))
     config = replace(
         config,
         data=str(Path(data).resolve()) if data is not None else config.data,
@@ -209,7 +201,10 @@ def _fresh(directory: Path, wanted: dict[str, Any], changes: Sequence[tuple[str,
         source = locate_model(wanted["start"])
         path = wanted["start"] if wanted["start"] == "builtin" else str(source.resolve())
         config = replace(config, start=path, model=load_model(source).config)
-    return override(config, changes)
+    config = override(config, changes)
+    if not config.data and config.recipe != "emoji":
+        raise ValueError(f"the recipe {config.recipe} needs pictures; give their folder with --data")
+    return config if config.data else replace(config, data=str(_build_emoji(directory, config.model.size).resolve()))
 
 
 def _resumed(config: RunConfig, wanted: dict[str, Any], changes: Sequence[tuple[str, str]]) -> RunConfig:
@@ -219,12 +214,13 @@ def _resumed(config: RunConfig, wanted: dict[str, Any], changes: Sequence[tuple[
         ValueError: if anything else is asked for.
     """
     from unstir.config import override, to_dict
+    from unstir.pipeline import locate_model
 
     if wanted["recipe"] not in (None, config.recipe) and not str(wanted["recipe"]).endswith(".json"):
         raise ValueError(
             f"the run was started with the recipe {config.recipe}, not {wanted['recipe']}; start a new one for that"
         )
-    if wanted["start"] not in (None, config.start) and str(Path(wanted["start"]).resolve()) not in config.start:
+    if wanted["start"] not in (None, config.start) and str(locate_model(wanted["start"]).resolve()) != config.start:
         raise ValueError(f"the run started from {config.start or 'fresh weights'}, not from {wanted['start']}")
     changed = override(config, changes)
     before, after = to_dict(config), to_dict(changed)
@@ -261,10 +257,8 @@ def _build_emoji(directory: Path, size: int) -> Path:
 @contextmanager
 def _locked(directory: Path) -> Generator[None]:
     """Hold a run folder: a second process that wants it is refused."""
-    made = not directory.exists()
-    directory.mkdir(parents=True, exist_ok=True)
     lock = directory / ".lock"
-    with lock.open("w") as file:
+    with writable_folder(directory), lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -273,8 +267,6 @@ def _locked(directory: Path) -> Generator[None]:
             yield
         finally:
             lock.unlink(missing_ok=True)
-            if made and not any(directory.iterdir()):
-                directory.rmdir()
 
 
 @contextmanager

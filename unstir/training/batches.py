@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -26,8 +26,10 @@ from unstir.data.transforms import to_unit
 from unstir.diffusion.noise import KeyedNoise
 from unstir.typing import Noise, floats, integers
 
-ORDER, CAPTION, DROP, CODEC, OBJECTIVE = range(5)
+CAPTION, DROP, CODEC, OBJECTIVE = range(4)
 """Sub-keys of a sample's randomness in training."""
+
+_ORDER = -1  # in the place of a sample's index, which is never negative
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,7 +81,7 @@ class Captioned:
 @lru_cache(maxsize=2)
 def order_of_epoch(seed: int, epoch: int, count: int) -> tuple[int, ...]:
     """The order in which one epoch goes through ``count`` pictures."""
-    draws = KeyedNoise(keys=((seed, ORDER, epoch),)).uniform(torch.zeros(1, count, dtype=torch.float64))
+    draws = KeyedNoise(keys=((seed, _ORDER, epoch),)).uniform(torch.zeros(1, count, dtype=torch.float64))
     return tuple(integers(draws[0].argsort(stable=True)))
 
 
@@ -100,8 +102,14 @@ def batch_of(
     noise = KeyedNoise(keys=tuple((seed, i) for i in index))
     chosen = data.rows([picture_of(seed, i, len(data)) for i in index])
     texts = say_all(chosen, wording, noise.at(CAPTION))
-    condition, _ = reader.read(texts, length=1)
+    condition = read_all(reader, texts, length=1)
     return to_unit(chosen.pictures), condition.drop(drop, noise.at(DROP)), noise
+
+
+def read_all(reader: WordReader, texts: Sequence[str], *, length: int | None = None) -> Condition:
+    """The condition that these texts make; where there is no text, the words count as forgotten."""
+    condition, _ = reader.read(texts, length=length)
+    return replace(condition, kept=torch.tensor([bool(text.strip()) for text in texts]))
 
 
 def say_all(data: Captioned, wording: Wording, noise: Noise) -> list[str]:

@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from unstir.config import read_json_file
-from unstir.model import checksum_of, read_tensors, write_tensors
+from unstir.model import checksum_of, read_tensors, replace_directory, write_tensors
 
 KEEP = 2
 """How many of the newest checkpoints stay."""
@@ -61,18 +61,24 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
             _flush(file)
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
         _flush(temporary / "manifest.json")
-        shutil.rmtree(target, ignore_errors=True)
-        os.rename(temporary, target)
+        replace_directory(temporary, target)
         _flush(directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for old in _by_age(directory)[KEEP:]:
-        shutil.rmtree(old, ignore_errors=True)
+    older = [folder for folder in _by_age(directory) if folder.name < target.name]
+    stale = [folder for folder in _by_age(directory) if folder.name > target.name and not is_whole(folder)]
+    for folder in [*older[KEEP - 1 :], *stale]:
+        shutil.rmtree(folder, ignore_errors=True)
     return target
 
 
 def load_latest(directory: Path) -> Checkpoint | None:
     """The newest checkpoint that is whole, or None."""
+    for aside in directory.glob(".*.old") if directory.is_dir() else ():
+        # A save that was killed between two renames left the old state aside.
+        target = directory / aside.name.removeprefix(".").removesuffix(".old")
+        if not target.exists():
+            os.rename(aside, target)
     for folder in _by_age(directory):
         if is_whole(folder):
             return _load(folder)
@@ -80,10 +86,15 @@ def load_latest(directory: Path) -> Checkpoint | None:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether every file that the manifest names is there, byte for byte."""
+    """Whether the manifest names every file of the checkpoint, and each is there, byte for byte."""
     try:
         manifest = read_json_file(folder / "manifest.json")
-        return all(checksum_of(folder / name) == checksum for name, checksum in manifest.items())
+        names = {file.name for file in folder.iterdir()} - {"manifest.json"}
+        return (
+            "state.json" in names
+            and names == manifest.keys()
+            and all(checksum_of(folder / name) == checksum for name, checksum in manifest.items())
+        )
     except (OSError, ValueError):
         return False
 

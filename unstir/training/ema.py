@@ -37,6 +37,7 @@ def ema_update(average: Sequence[Tensor], weights: Sequence[Tensor], decay: floa
 def share_of_start(images: int, batch: int, *, half_life_images: float, warmup: float) -> float:
     """What is left of the initial weights in the average after a run: close to 0, or the average is too slow for it."""
     share = 1.0
-    for seen in range(batch, images + 1, batch):
-        share *= ema_decay(batch, seen, half_life_images=half_life_images, warmup=warmup)
+    for before in range(0, images, batch):
+        seen = min(before + batch, images)
+        share *= ema_decay(seen - before, seen, half_life_images=half_life_images, warmup=warmup)
     return share

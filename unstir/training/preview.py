@@ -6,7 +6,7 @@ Does not know: when a preview is due.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -48,11 +48,23 @@ def contact_sheet(
     top = _LABEL + 4 if title else 0
     sheet = Image.new("RGB", (columns * (width + 4) + 4, rows * (height + _LABEL + 4) + 4 + top), (245, 245, 245))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
-    draw.text((4, 3), title, fill=(0, 0, 0), font=font)
+    draw.text((4, 3), " ".join(title.split()), fill=(0, 0, 0), font=font)
     for index, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
         x, y = 4 + index % columns * (width + 4), 4 + top + index // columns * (height + _LABEL + 4)
         sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), (x, y))
-        while label and draw.textlength(label, font=font) > width:
-            label = label[:-2].rstrip("…") + "…"
-        draw.text((x, y + height), label, fill=(60, 60, 60), font=font)
+        draw.text(
+            (x, y + height),
+            _fitting(label, lambda text: draw.textlength(text, font=font) <= width),
+            fill=(60, 60, 60),
+            font=font,
+        )
     return sheet
+
+
+def _fitting(label: str, fits: Callable[[str], bool]) -> str:
+    label = " ".join(label.split())  # a line break would be a second line
+    if fits(label):
+        return label
+    while label and not fits(f"{label}…"):
+        label = label[:-1].rstrip()
+    return f"{label}…" if label else ""

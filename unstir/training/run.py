@@ -35,8 +35,9 @@ from unstir.data.transforms import load_pictures, to_unit
 from unstir.diffusion.noise import KeyedNoise
 from unstir.model import Model, ModelConfig, build, load_model, load_weights, save_model
 from unstir.pipeline import locate_model
-from unstir.training.batches import CODEC, Captioned
+from unstir.training.batches import CODEC, Captioned, read_all
 from unstir.training.checkpoint import load_latest, save_checkpoint
+from unstir.training.ema import share_of_start
 from unstir.training.log import RunLog
 from unstir.training.preview import preview_sheet
 from unstir.training.trainer import Report, Trainer, TrainingConfig
@@ -154,8 +155,10 @@ def load_data(config: RunConfig) -> RunData:
     train, kept = load_pictures(seen.split("train"), size)
     validation = seen.split("validation")
     held_out, held_records = load_pictures(validation, size) if validation.records else (train[:0], validation)
+    left_alone = len(pictures.records) - len(seen.records)
     lines = [
-        *summarize(pictures).lines(),
+        *summarize(seen).lines(),
+        *([f"{left_alone} of the split test are left alone"] if left_alone else []),
         f"training on {len(kept.records)} pictures, {len(held_records.records)} held out",
     ]
     return RunData(
@@ -194,10 +197,9 @@ def execute(
     # Whatever can be refused is refused before anything is written.
     reader = _reader(directory, config, data)
     trainer = Trainer(_start(config, reader), data.train, config.training, device=device)
-    checkpoint = load_latest(directory / "checkpoints")
-    if checkpoint is not None:
-        trainer.restore(checkpoint)
-        say(f"going on from {checkpoint.images_seen} pictures")
+    went = _go_back(directory, trainer)
+    for line in (f"recipe: {config.recipe}", *data.lines, f"run folder: {directory.resolve()}", *went):
+        say(line)
     (directory / "previews").mkdir(parents=True, exist_ok=True)
     _write(directory / "tokenizer.json", reader.tokenizer.to_str())
     write_run(directory, config, data)
@@ -206,18 +208,7 @@ def execute(
     watcher = _Watcher(directory=directory, config=config, data=data, log=log, say=say, device=device)
     if trainer.images_seen == 0:
         watcher.preview(trainer)
-    stopped = 0
-    with _signals() as pending:
-        while trainer.images_seen < config.training.images:
-            before = trainer.images_seen
-            report = trainer.step()
-            for hook in hooks:
-                hook(trainer, report)
-            watcher.after(trainer, report, before)
-            if pending and trainer.images_seen < config.training.images:
-                stopped = pending[0]
-                watcher.save(trainer)
-                break
+    stopped = _loop(trainer, watcher, hooks)
     if not stopped:
         watcher.finish(trainer)
     return Outcome(images_seen=trainer.images_seen, is_finished=not stopped, signal=stopped, held_out=watcher.held_out)
@@ -278,11 +269,17 @@ class _Watcher:
             self.save(trainer)
 
     def finish(self, trainer: Trainer) -> None:
-        self.validate(trainer)
+        told = [line["held_out"] for line in self.log.read() if "held_out" in line]
+        is_told = any("held_out" in line and line["images_seen"] == trainer.images_seen for line in self.log.read())
+        if is_told:
+            self.held_out = told[-1]
+        else:
+            self.validate(trainer)
         self.preview(trainer)
         self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
+        trainer.require_finite()
         save_checkpoint(self.directory / "checkpoints", trainer.checkpoint())
         taught = dict.fromkeys(caption for captions in self.data.train.captions for caption in captions)
         model = replace(trainer.ema_model, training=self._provenance(trainer), taught=tuple(taught)[:_TAUGHT])
@@ -293,7 +290,14 @@ class _Watcher:
         prompts = self.config.previews or tuple(taught)[:6]
         if not prompts:
             return
-        title = f"{trainer.images_seen} pictures seen"
+        ema = self.config.training.ema
+        share = share_of_start(
+            trainer.images_seen,
+            self.config.training.batch,
+            half_life_images=ema.half_life_images,
+            warmup=ema.warmup,
+        )
+        title = f"{trainer.images_seen} pictures seen; of the average, {share:.1%} is still the start"
         sheet = preview_sheet(trainer.model, trainer.ema_model, prompts, title=title, device=self.device)
         sheet.save(self.directory / "previews" / f"{trainer.images_seen:012d}.png")
 
@@ -304,7 +308,7 @@ class _Watcher:
         pictures = to_unit(chosen.pictures).to(trainer.device)
         noise = KeyedNoise(keys=tuple((0, CODEC, i) for i in range(len(chosen))))
         latents = self.config.model.codec.encode(pictures, noise)
-        condition, _ = trainer.model.reader.read([captions[0] if captions else "" for captions in chosen.captions])
+        condition = read_all(trainer.model.reader, [captions[0] if captions else "" for captions in chosen.captions])
         condition = condition.map(lambda tensor: tensor.to(trainer.device))
         was_training = trainer.network.training
         trainer.network.eval()
@@ -356,6 +360,34 @@ def _write(path: Path, text: str) -> None:
 
 def _own_split(key: str) -> str:
     return "validation" if int(hashlib.sha256(key.encode()).hexdigest(), 16) % 20 == 0 else "train"
+
+
+def _go_back(directory: Path, trainer: Trainer) -> list[str]:
+    """Put the trainer where the newest whole checkpoint is; what a person should know of it."""
+    checkpoint = load_latest(directory / "checkpoints")
+    if checkpoint is None:
+        is_damaged = (directory / "checkpoints").is_dir() and any((directory / "checkpoints").iterdir())
+        return ["no checkpoint here is whole; starting from the first picture"] if is_damaged else []
+    trainer.restore(checkpoint)
+    seen, asked = checkpoint.images_seen, trainer.config.images
+    if seen > asked:
+        raise ValueError(f"the run has seen {seen} pictures already, more than the {asked} asked for; ask for more")
+    return [f"going on from {seen} pictures"]
+
+
+def _loop(trainer: Trainer, watcher: _Watcher, hooks: Sequence[Hook]) -> int:
+    """Train to the end, or until a signal came and the state was saved: its number, or 0."""
+    with _signals() as pending:
+        while trainer.images_seen < trainer.config.images:
+            before = trainer.images_seen
+            report = trainer.step()
+            for hook in hooks:
+                hook(trainer, report)
+            watcher.after(trainer, report, before)
+            if pending and trainer.images_seen < trainer.config.images:
+                watcher.save(trainer)
+                return pending[0]
+    return 0
 
 
 def _is_due(before: int, seen: int, every: int) -> bool:

@@ -7,6 +7,7 @@ Does not know: run folders, progress bars, previews: these are hooks.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -41,10 +42,21 @@ class EmaConfig:
     Args:
         half_life_images: after so many pictures, half of an old weight is forgotten.
         warmup: the half-life is at most this share of the pictures seen.
+
+    Raises:
+        ValueError: if a number is out of its range.
     """
 
     half_life_images: float = 10_000
     warmup: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Refuse lengths that are none."""
+        if not 0 <= self.half_life_images < math.inf or not 0 <= self.warmup <= 1:
+            raise ValueError(
+                f"half_life_images must be at least 0 and warmup in [0, 1], got {self.half_life_images} and "
+                f"{self.warmup}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +204,19 @@ class Trainer:
             report = self.step()
             for hook in hooks:
                 hook(self, report)
+
+    def require_finite(self) -> None:
+        """See that the state is one to go on from.
+
+        Raises:
+            ArithmeticError: naming the first weight that is not finite.
+        """
+        for name, weight in [*self.network.named_parameters(), *self.ema_network.named_parameters()]:
+            if not bool(torch.isfinite(weight).all()):
+                raise ArithmeticError(
+                    f"the weight {name} is not finite after {self.images_seen} pictures; the last checkpoint is "
+                    "untouched: resume with a lower --training.optimizer.learning_rate or in float32"
+                )
 
     def checkpoint(self) -> Checkpoint:
         """The state, to be saved."""

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from unstir.diffusion.denoiser import Denoiser
 from unstir.diffusion.process import GaussianProcess
 from unstir.diffusion.samplers.base import Sampler
@@ -60,8 +58,7 @@ class DPMSolver2M(Sampler[Before | None]):
         x0 = denoise(x_t, t).x0
         here = t.log_snr / 2
         direction = x0
-        # A first step from pure noise is infinitely long; what was believed there says nothing about the slope here.
-        if memory is not None and bool(torch.isfinite(memory.half_log_snr).all()):
+        if memory is not None:  # after a step from pure noise, which is infinitely long, the weight is 0
             weight = (s.log_snr / 2 - here) / (here - memory.half_log_snr) / 2
             direction = x0 + spread(weight, x_t) * (x0 - memory.x0)
         x_s = spread(s.sigma / t.sigma, x_t) * x_t + spread(s.alpha - s.sigma * t.alpha / t.sigma, x_t) * direction
