@@ -1,6 +1,6 @@
 """Put a trained run into the package as the built-in model.
 
-    python scripts/make_builtin.py runs/emoji --sampling guidance_scale=2.0 --sampling steps=20 --figures figures.json
+    python scripts/make_builtin.py runs/stage2 --earlier runs/stage1 --sampling guidance_scale=2.0 --figures figures.json
 
 The weights are stored in bf16 (half the size; sampling computes in float32), beside the run's log and configuration.
 ``figures.json`` is what ``unstir evaluate --json`` printed of the model made by a first call of this script.
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from unstir.config import from_dict, to_dict
+from unstir.config import from_dict, read_json_file, to_dict
 from unstir.model import SamplingDefaults, load_model, save_model
 from unstir.pipeline import BUILTIN
 
@@ -37,13 +37,19 @@ def main() -> None:
     changes = {key: json.loads(value) for key, value in (item.split("=", 1) for item in arguments.sampling)}
     sampling = from_dict(SamplingDefaults, {**to_dict(model.config.sampling), **changes})
     training = {**model.training, "command": arguments.command, "folder": "builtin"}
+    if arguments.earlier:
+        training["started_from"] = "an earlier run, see log-earlier.jsonl"
     if arguments.figures:
         figures = json.loads(arguments.figures.read_text("utf-8"))
         training["retrieval"] = {"protocol": figures["protocol"], **figures["prompts"]}
     model = replace(model, config=replace(model.config, sampling=sampling), training=training)
     save_model(model, BUILTIN, dtype=torch.bfloat16)
     shutil.copy(arguments.run / "log.jsonl", BUILTIN / "log.jsonl")
-    shutil.copy(arguments.run / "run.json", BUILTIN / "run.json")
+    if arguments.earlier:
+        shutil.copy(arguments.earlier / "log.jsonl", BUILTIN / "log-earlier.jsonl")
+    run = read_json_file(arguments.run / "run.json")
+    run.update(data="emoji/", start="runs/stage1" if arguments.earlier else "")  # not the paths of one machine
+    (BUILTIN / "run.json").write_text(json.dumps(run, indent=2, ensure_ascii=False) + "\n", "utf-8")
     size = sum(file.stat().st_size for file in BUILTIN.iterdir())
     print(f"{BUILTIN}: {size / 1e6:.2f} MB")
     if size > MAX_BYTES:

@@ -1,12 +1,19 @@
-"""What all tests share: the schedules every statement is proved on, and how hypothesis searches."""
+"""What all tests share: one thread each, the schedules every statement is proved on, how hypothesis searches."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
+import torch
 from hypothesis import settings
 
 from unstir.diffusion.process import GaussianProcess
 from unstir.diffusion.schedule import Cosine, LinearBeta, RectifiedFlow, Schedule, Tabulated, linear_betas
+
+# Tensors here are tiny: a second thread costs more than it brings, and the tests themselves run side by side.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 settings.register_profile("unstir", deadline=None, max_examples=30, derandomize=True, database=None)
 settings.load_profile("unstir")
