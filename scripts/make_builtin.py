@@ -1,6 +1,6 @@
 """Put a trained run into the package as the built-in model.
 
-    python scripts/make_builtin.py runs/stage2 --earlier runs/stage1 --sampling steps=20 --figures figures.json
+    python scripts/make_builtin.py runs/stage2 --earlier runs/stage1 --sampling steps=12 --figures figures.json
 
 The weights are stored in bf16 (half the size; sampling computes in float32), beside the run's log and configuration.
 ``figures.json`` is what ``unstir evaluate --json`` printed of the model made by a first call of this script.
@@ -27,20 +27,18 @@ def main() -> None:
     """Read the run, write the model folder, and refuse one that is too large."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
+    parser.add_argument("--earlier", type=Path, help="the run that this one started from")
     parser.add_argument("--sampling", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--figures", type=Path)
-    parser.add_argument(
-        "--command", default="unstir data emoji emoji/ && unstir train emoji --data emoji/ --out runs/emoji"
-    )
     arguments = parser.parse_args()
     model = load_model(arguments.run / "model")
     changes = {key: json.loads(value) for key, value in (item.split("=", 1) for item in arguments.sampling)}
     sampling = from_dict(SamplingDefaults, {**to_dict(model.config.sampling), **changes})
-    training = {**model.training, "command": arguments.command, "folder": "builtin"}
+    training = {**model.training, "commands": "docs/builtin-model.md, How it was made", "folder": "builtin"}
     if arguments.earlier:
         training["started_from"] = "an earlier run, see log-earlier.jsonl"
     if arguments.figures:
-        figures = json.loads(arguments.figures.read_text("utf-8"))
+        figures = read_json_file(arguments.figures)
         training["retrieval"] = {"protocol": figures["protocol"], **figures["prompts"]}
     model = replace(model, config=replace(model.config, sampling=sampling), training=training)
     save_model(model, BUILTIN, dtype=torch.bfloat16)
