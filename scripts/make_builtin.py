@@ -39,7 +39,12 @@ def main() -> None:
         training["started_from"] = "an earlier run, see log-earlier.jsonl"
     if arguments.figures:
         figures = read_json_file(arguments.figures)
-        training["retrieval"] = {"protocol": figures["protocol"], **figures["prompts"]}
+        for split, score in figures["prompts"].items():
+            training[f"top-1 retrieval, split {split}"] = (
+                f"{score['top1']:.1%} +- {score['standard_error']:.1%} ({score['prompts']} prompts, {score['seeds']} "
+                f"seeds, {score['candidates']} candidates)"
+            )
+    training["held_out_error"] = {band: round(error, 4) for band, error in training["held_out_error"].items()}
     model = replace(model, config=replace(model.config, sampling=sampling), training=training)
     save_model(model, BUILTIN, dtype=torch.bfloat16)
     shutil.copy(arguments.run / "log.jsonl", BUILTIN / "log.jsonl")

@@ -6,6 +6,7 @@ Does not know: where they lie.
 
 from __future__ import annotations
 
+from unstir.diffusion.objective import LogitNormalTimes
 from unstir.model import ModelConfig, SamplingDefaults
 from unstir.nn import DiTConfig
 from unstir.training.run import Cadence, RunConfig
@@ -18,9 +19,14 @@ def emoji() -> RunConfig:
         recipe="emoji",
         model=ModelConfig(
             network=DiTConfig(size=64, patch=16, width=320, depth=6, heads=5),
-            sampling=SamplingDefaults(steps=20, guidance_scale=2.0),
+            sampling=SamplingDefaults(steps=12, grid="uniform_log_snr", guidance_scale=2.0),
         ),
-        training=TrainingConfig(images=250_000, batch=32),
+        training=TrainingConfig(
+            images=250_000,
+            batch=32,
+            # Towards noise, where the words decide what becomes of a picture.
+            times=LogitNormalTimes(mean=0.7, std=1.2, uniform=0.15),
+        ),
         cadence=Cadence(),
         previews=(
             "red heart",
