@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -85,6 +85,20 @@ def override(config: T, changes: Sequence[tuple[str, str]]) -> T:
     return from_dict(type(config), data)
 
 
+def choose(name: str, registry: Iterable[str], what: str) -> str:
+    """The name, if the registry has it.
+
+    Raises:
+        ValueError: with the names that there are, the nearest first.
+    """
+    names = list(registry)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"unknown {what} {name!r}; {hint}there are {', '.join(names)}")
+    return name
+
+
 def read_json(text: str, source: str) -> dict[str, Any]:
     """The object that a JSON file holds.
 
@@ -116,6 +130,17 @@ def read_json_file(path: Path) -> dict[str, Any]:
         return read_json(path.read_text("utf-8"), str(path))
     except UnicodeDecodeError:
         raise ValueError(f"{path} is no valid JSON (it is not UTF-8 text)") from None
+
+
+def write_text_file(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all.
+
+    Raises:
+        OSError: if it cannot be written; what was there is untouched then.
+    """
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text, "utf-8")
+    temporary.replace(path)
 
 
 def _parse(text: str, old: object) -> Any:

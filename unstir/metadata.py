@@ -70,6 +70,18 @@ def parameters(recipe: Recipe) -> str:
     return "\n".join([request.prompt, *negative, last])
 
 
+def require_suffix(path: Path) -> None:
+    """Refuse a file whose suffix is of no format that pictures are written in.
+
+    Raises:
+        ValueError: naming the suffixes that are.
+    """
+    if path.suffix.lower() not in PICTURE_SUFFIXES:
+        raise ValueError(
+            f"cannot write a picture as {path.suffix or 'a file without suffix'}; use {', '.join(PICTURE_SUFFIXES)}"
+        )
+
+
 def save_picture(picture: Image.Image, path: Path, recipe: Recipe | None) -> None:
     """Write a picture, whole or not at all; a PNG carries the recipe.
 
@@ -82,10 +94,7 @@ def save_picture(picture: Image.Image, path: Path, recipe: Recipe | None) -> Non
         ValueError: if the suffix is of no format that pictures are written in.
         OSError: if the file cannot be written.
     """
-    if path.suffix.lower() not in PICTURE_SUFFIXES:
-        raise ValueError(
-            f"cannot write a picture as {path.suffix or 'a file without suffix'}; use {', '.join(PICTURE_SUFFIXES)}"
-        )
+    require_suffix(path)
     temporary = path.with_name(f".{path.name}.new")
     options: dict[str, Any] = {}
     if path.suffix.lower() == ".png":

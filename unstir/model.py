@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from unstir.codec import CODECS, Codec, Identity
 from unstir.condition import Condition
 from unstir.conditioning.text import WordReader
-from unstir.config import from_dict, read_json_file, registered, to_dict
+from unstir.config import choose, from_dict, read_json_file, registered, to_dict
 from unstir.diffusion.denoiser import NetworkDenoiser
 from unstir.diffusion.parameterization import PARAMETERIZATIONS, Affine, PredictX0
 from unstir.diffusion.process import GaussianProcess
@@ -68,10 +68,8 @@ class SamplingDefaults:
 
     def __post_init__(self) -> None:
         """Refuse what no model could be sampled with."""
-        if self.sampler not in SAMPLERS:
-            raise ValueError(f"unknown sampler {self.sampler!r}; there are {', '.join(SAMPLERS)}")
-        if self.grid not in SPACINGS:
-            raise ValueError(f"unknown grid {self.grid!r}; there are {', '.join(SPACINGS)}")
+        choose(self.sampler, SAMPLERS, "sampler")
+        choose(self.grid, SPACINGS, "grid")
         if self.steps < 1 or not math.isfinite(self.guidance_scale) or not 0 <= self.eta <= 1:
             raise ValueError("steps must be at least 1, guidance_scale finite and eta in [0, 1]")
 
@@ -130,6 +128,11 @@ class Model:
     training: dict[str, Any] = field(default_factory=dict[str, Any])
     taught: tuple[str, ...] = ()
     checksum: str = ""
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of weights."""
+        return sum(weight.numel() for weight in cast(nn.Module, self.denoiser.network).parameters())
 
     @property
     def process(self) -> GaussianProcess:
@@ -332,11 +335,10 @@ def replace_directory(new: Path, target: Path) -> None:
 def card(model: Model) -> str:
     """The model card: what the model is and how it was made, in Markdown."""
     config, training = model.config, model.training
-    count = sum(parameter.numel() for parameter in cast(nn.Module, model.denoiser.network).parameters())
     lines = [
         "# A model made with unstir",
         "",
-        f"Draws {config.size}x{config.size} pictures from prompts. {count / 1e6:.2f} M parameters.",
+        f"Draws {config.size}x{config.size} pictures from prompts. {model.num_parameters / 1e6:.2f} M parameters.",
         "",
         "```",
         f'unstir sample "..." --model {training.get("folder", "THIS_FOLDER")}',

@@ -6,11 +6,10 @@ Does not know: command lines, files of pictures, training.
 
 from __future__ import annotations
 
-import difflib
 import math
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -21,6 +20,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from unstir.config import choose
 from unstir.data.transforms import to_bytes
 from unstir.device import autocast, resolve_device, resolve_precision
 from unstir.diffusion.denoiser import Denoiser
@@ -383,20 +383,6 @@ def locate_model(name: str | Path) -> Path:
         return BUILTIN
     path = Path(name)
     return path / "model" if not (path / "unstir.json").exists() and (path / "model" / "unstir.json").exists() else path
-
-
-def choose(name: str, registry: Iterable[str], what: str) -> str:
-    """The name, if the registry has it.
-
-    Raises:
-        ValueError: with the names that there are, the nearest first.
-    """
-    names = list(registry)
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"unknown {what} {name!r}; {hint}there are {', '.join(names)}")
-    return name
 
 
 def _is_whole(value: object) -> bool:

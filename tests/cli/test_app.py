@@ -10,7 +10,7 @@ import pytest
 
 from unstir import __version__
 from unstir.cli import app as module
-from unstir.cli.app import app, main, run
+from unstir.cli.app import app, main
 
 # Every option of every verb. Adding one edits this list, in sight of whoever reads the change.
 OPTIONS = {
@@ -32,17 +32,6 @@ OPTIONS = {
 }
 
 Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    def function(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = run([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return function
 
 
 def verbs() -> set[str]:

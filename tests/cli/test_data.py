@@ -8,24 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from unstir.cli.app import run
 from unstir.data import emoji
 from unstir.data.emoji import EmojiSummary
 
 Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
-    monkeypatch.chdir(tmp_path)
-
-    def function(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = run([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return function
 
 
 @pytest.fixture

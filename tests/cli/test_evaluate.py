@@ -52,19 +52,6 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
-    monkeypatch.chdir(tmp_path)
-
-    def function(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = run([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return function
-
-
 def test_retrieval_is_the_brute_force_one(call: Call, places: Path) -> None:
     """Every drawn picture against every real one, in float64, with the seeds that the protocol says."""
     options = ("--seeds", 2, "--seed", 11, "--batch", 4, "--steps", 4, "--guidance", 1.25)

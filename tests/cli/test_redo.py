@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from unstir.cli.app import run
 from unstir.conditioning.text import WordReader
 from unstir.metadata import read_recipe
 from unstir.model import ModelConfig, SamplingDefaults, build, save_model
@@ -37,19 +36,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         folders.append(tmp_path_factory.mktemp("models") / f"model{seed}")
         save_model(made, folders[-1])
     return folders[0], folders[1]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
-    monkeypatch.chdir(tmp_path)
-
-    def function(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = run([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return function
 
 
 def pixels(path: Path | str) -> numpy.ndarray:

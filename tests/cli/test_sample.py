@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from unstir.cli.app import run
 from unstir.cli.sample import parse_interval, parse_size
 from unstir.conditioning.text import WordReader
 from unstir.metadata import read_recipe
@@ -39,19 +38,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "model"
     save_model(made, folder)
     return folder
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
-    monkeypatch.chdir(tmp_path)
-
-    def function(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = run([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return function
 
 
 def everything(folder: Path) -> dict[str, bytes | None]:

@@ -81,10 +81,11 @@ def evaluate(
     json
         Print one JSON object instead of text.
     """
+    from unstir.config import choose
     from unstir.data.folder import find_pictures
     from unstir.data.transforms import load_pictures
     from unstir.evaluation.prompts import choose_prompts, draw_with, measure
-    from unstir.pipeline import choose, load
+    from unstir.pipeline import load
 
     for metric in metrics.split(","):
         choose(metric, METRICS, "metric")

@@ -72,14 +72,13 @@ def describe(name: str) -> dict[str, Any]:
 def _model(folder: Path, path: Path) -> dict[str, Any]:
     from unstir.config import to_dict
     from unstir.model import load_model
-    from unstir.training.run import parameters
 
     model = load_model(folder)
     run = _run(path) if (path / "run.json").exists() else {}
     return {
         "kind": "run" if run else "model",
         "path": str(folder),
-        "parameters": sum(weight.numel() for weight in parameters(model)),
+        "parameters": model.num_parameters,
         "checksum": model.checksum,
         **to_dict(model.config),
         "training": model.training,
@@ -89,18 +88,18 @@ def _model(folder: Path, path: Path) -> dict[str, Any]:
 
 
 def _run(path: Path) -> dict[str, Any]:
-    from unstir.training.checkpoint import load_latest
+    from unstir.training.checkpoint import newest_whole
     from unstir.training.run import read_run
 
     config, fingerprint = read_run(path)
-    checkpoint = load_latest(path / "checkpoints")
+    checkpoint = newest_whole(path / "checkpoints")
     return {
         "kind": "run",
         "path": str(path),
         "recipe": config.recipe,
         "data": config.data,
         "fingerprint": fingerprint,
-        "images_seen": checkpoint.images_seen if checkpoint else 0,
+        "images_seen": int(checkpoint.name) if checkpoint else 0,
         "planned_images": config.training.images,
     }
 

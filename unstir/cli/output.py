@@ -20,8 +20,8 @@ from cyclopts import Parameter, Token
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-_WRITTEN = (".png", ".jpg", ".jpeg", ".webp")
-_PICTURES = (*_WRITTEN, ".gif", ".bmp", ".tif", ".tiff", ".avif")
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+"""What a name that ends so is taken for; which of them are written, ``metadata`` says."""
 
 
 class Advance(Protocol):
@@ -57,7 +57,9 @@ def picture_paths(output: str, prompts: list[str]) -> list[Path]:
             raise ValueError(
                 f"{len(prompts)} pictures do not fit into the file {output}; give a folder, for instance -o pictures/"
             )
-        _require_suffix(Path(output))
+        from unstir.metadata import require_suffix
+
+        require_suffix(Path(output))
         return [Path(output)]
     folder = Path(output)
     numbers = [int(match[1]) for file in _children(folder) if (match := re.match(r"(\d{4,})-", file.name))]
@@ -72,8 +74,10 @@ def require_place(output: str) -> Path:
         ValueError: if the suffix is of no format that pictures are written in.
         NotADirectoryError: if its folder does not exist.
     """
+    from unstir.metadata import require_suffix
+
     path = Path(output)
-    _require_suffix(path)
+    require_suffix(path)
     if not path.parent.is_dir():
         raise NotADirectoryError(f"there is no folder {path.parent} for {path.name}; make it first")
     return path
@@ -131,13 +135,6 @@ def progress_bar(what: str, total: int, *, unit: str = "") -> Generator[Advance]
 def say(sentence: str) -> None:
     """Tell a person something that is no result."""
     print(sentence, file=sys.stderr, flush=True)
-
-
-def _require_suffix(path: Path) -> None:
-    if path.suffix.lower() not in _WRITTEN:
-        raise ValueError(
-            f"cannot write a picture as {path.suffix or 'a file without suffix'}; use {', '.join(_WRITTEN)}"
-        )
 
 
 def _whole(hint: object, tokens: Sequence[Token]) -> int:

@@ -170,10 +170,10 @@ def _run_folder(recipe: str | None, out: str | None, *, resume: bool) -> Path:
 
 def _fresh(directory: Path, wanted: dict[str, Any], changes: Sequence[tuple[str, str]]) -> RunConfig:
     """The configuration of a new run."""
-    from unstir.config import from_dict, override, read_json_file
+    from unstir.config import choose, from_dict, override, read_json_file
     from unstir.data.folder import find_pictures
     from unstir.model import load_model
-    from unstir.pipeline import choose, locate_model
+    from unstir.pipeline import locate_model
     from unstir.recipes import RECIPES
     from unstir.training.run import RunConfig
 

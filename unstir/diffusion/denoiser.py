@@ -92,7 +92,7 @@ class NetworkDenoiser(nn.Module, Generic[C]):
                 return self(x_t, level, read)
             # Kernels for one row may round differently from those for several: never call the network with one.
             belief = self(torch.cat([x_t, x_t]), _repeat(level, 2), read.cat(read))
-            return Estimate(x0=belief.x0[:1], variance_fraction=_rows(belief.variance_fraction, slice(0, 1)))
+            return _rows(belief, slice(0, 1))
 
         return denoise
 
@@ -104,11 +104,7 @@ class NetworkDenoiser(nn.Module, Generic[C]):
         def both(x_t: X, level: Level) -> tuple[Estimate, Estimate]:
             belief = self(torch.cat([x_t, x_t]), _repeat(level, 2), joined)
             count = x_t.shape[0]
-            first, second = slice(0, count), slice(count, None)
-            return (
-                Estimate(x0=belief.x0[first], variance_fraction=_rows(belief.variance_fraction, first)),
-                Estimate(x0=belief.x0[second], variance_fraction=_rows(belief.variance_fraction, second)),
-            )
+            return _rows(belief, slice(0, count)), _rows(belief, slice(count, None))
 
         return Pair(both=both, strong=self._bound(strong_read))
 
@@ -120,8 +116,11 @@ class NetworkDenoiser(nn.Module, Generic[C]):
             return read(condition)
 
 
-def _rows(fraction: X | float | None, index: slice) -> X | float | None:
-    return fraction[index] if isinstance(fraction, Tensor) else fraction
+def _rows(belief: Estimate, index: slice) -> Estimate:
+    fraction = belief.variance_fraction
+    return Estimate(
+        x0=belief.x0[index], variance_fraction=fraction[index] if isinstance(fraction, Tensor) else fraction
+    )
 
 
 def _repeat(level: Level, times: int) -> Level:

@@ -44,12 +44,9 @@ def guided(pair: Pair, combine: Combine, *correct: Correct, interval: tuple[floa
     def denoise(x_t: X, level: Level) -> Estimate:
         log_snr = level.log_snr
         inside = interval is None or bool(((log_snr >= interval[0]) & (log_snr <= interval[1])).all())
-        belief = combine(x_t, level, *pair.both(x_t, level)) if inside else pair.strong(x_t, level)
-        for better in correct:
-            belief = better(x_t, level, belief)
-        return belief
+        return combine(x_t, level, *pair.both(x_t, level)) if inside else pair.strong(x_t, level)
 
-    return denoise
+    return corrected(denoise, *correct)
 
 
 def corrected(denoise: Denoiser, *correct: Correct) -> Denoiser:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from jaxtyping import Float, UInt8
@@ -73,6 +73,11 @@ class Captioned:
 
     def fingerprint(self) -> str:
         """A checksum of pictures, captions and their order: a resumed run must see the same set."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        # Every checkpoint writes it down, and the pictures may be many.
         digest = hashlib.sha256(self.pictures.numpy().tobytes())
         digest.update(repr((self.keys, self.captions, self.keywords)).encode())
         return digest.hexdigest()[:16]

@@ -79,10 +79,13 @@ def load_latest(directory: Path) -> Checkpoint | None:
         target = directory / aside.name.removeprefix(".").removesuffix(".old")
         if not target.exists():
             os.rename(aside, target)
-    for folder in _by_age(directory):
-        if is_whole(folder):
-            return _load(folder)
-    return None
+    folder = newest_whole(directory)
+    return None if folder is None else _load(folder)
+
+
+def newest_whole(directory: Path) -> Path | None:
+    """The folder of the newest checkpoint that is whole, or None; nothing is touched: a run may be going on there."""
+    return next((folder for folder in _by_age(directory) if is_whole(folder)), None)
 
 
 def is_whole(folder: Path) -> bool:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from unstir.config import write_text_file
+
 
 class RunLog:
     """An append-only file of JSON lines, each with ``images_seen``.
@@ -41,6 +43,4 @@ class RunLog:
     def rewind(self, images_seen: int) -> None:
         """Forget what was logged after ``images_seen``: a resumed run will log it again."""
         kept = [line for line in self.read() if line["images_seen"] <= images_seen]
-        temporary = self.path.with_name(self.path.name + ".new")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
-        temporary.replace(self.path)
+        write_text_file(self.path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -25,11 +25,11 @@ from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import nn
 
 from unstir.conditioning.captions import paraphrases
 from unstir.conditioning.text import WordReader
-from unstir.config import from_dict, read_json_file, to_dict
+from unstir.config import from_dict, read_json_file, to_dict, write_text_file
 from unstir.data.folder import check_captions, find_pictures, summarize
 from unstir.data.transforms import load_pictures, to_unit
 from unstir.diffusion.noise import KeyedNoise
@@ -201,11 +201,13 @@ def execute(
     for line in (f"recipe: {config.recipe}", *data.lines, f"run folder: {directory.resolve()}", *went):
         say(line)
     (directory / "previews").mkdir(parents=True, exist_ok=True)
-    _write(directory / "tokenizer.json", reader.tokenizer.to_str())
+    write_text_file(directory / "tokenizer.json", reader.tokenizer.to_str())
     write_run(directory, config, data)
     log = RunLog(directory / "log.jsonl")
     log.rewind(trainer.images_seen)
-    watcher = _Watcher(directory=directory, config=config, data=data, log=log, say=say, device=device)
+    watcher = _Watcher(
+        directory=directory, config=config, data=data, log=log, say=say, device=device, seen=trainer.images_seen
+    )
     if trainer.images_seen == 0:
         watcher.preview(trainer)
     stopped = _loop(trainer, watcher, hooks)
@@ -217,7 +219,7 @@ def execute(
 def write_run(directory: Path, config: RunConfig, data: RunData) -> None:
     """Write down the configuration of a run, and which data it saw."""
     content = {**to_dict(config), "fingerprint": data.train.fingerprint()}
-    _write(directory / "run.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text_file(directory / "run.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_run(directory: Path) -> tuple[RunConfig, str]:
@@ -242,21 +244,17 @@ class _Watcher:
     """Does what is due after a step, without touching the run."""
 
     def __init__(
-        self, *, directory: Path, config: RunConfig, data: RunData, log: RunLog, say: Say, device: str
+        self, *, directory: Path, config: RunConfig, data: RunData, log: RunLog, say: Say, device: str, seen: int
     ) -> None:
-        self.directory, self.config, self.data, self.log, self.say, self.device = (
-            directory,
-            config,
-            data,
-            log,
-            say,
-            device,
-        )
+        self.directory, self.config, self.data = directory, config, data
+        self.log, self.say, self.device = log, say, device
         self.held_out: dict[str, float] = {}
         self.pending: list[Report] = []
+        self.seen = self.logged = seen
 
-    def after(self, trainer: Trainer, report: Report, before: int) -> None:
-        cadence, seen = self.config.cadence, report.images_seen
+    def after(self, trainer: Trainer, report: Report) -> None:
+        cadence, before, seen = self.config.cadence, self.seen, report.images_seen
+        self.seen = seen
         is_last = seen >= self.config.training.images
         self.pending.append(report)
         if is_last or _is_due(before, seen, cadence.log):
@@ -269,10 +267,9 @@ class _Watcher:
             self.save(trainer)
 
     def finish(self, trainer: Trainer) -> None:
-        told = [line["held_out"] for line in self.log.read() if "held_out" in line]
-        is_told = any("held_out" in line and line["images_seen"] == trainer.images_seen for line in self.log.read())
-        if is_told:
-            self.held_out = told[-1]
+        told = [line for line in self.log.read() if line["images_seen"] == trainer.images_seen and "held_out" in line]
+        if told:  # the run was finished before
+            self.held_out = told[-1]["held_out"]
         else:
             self.validate(trainer)
         self.preview(trainer)
@@ -323,7 +320,8 @@ class _Watcher:
     def _log_steps(self) -> None:
         reports, self.pending = self.pending, []
         count, seconds = len(reports), sum(report.seconds for report in reports)
-        images = sum(later.images_seen - earlier for later, earlier in zip(reports, self._starts(reports), strict=True))
+        images = reports[-1].images_seen - self.logged
+        self.logged = reports[-1].images_seen
         values = {
             "loss": sum(report.loss for report in reports) / count,
             "x0_error": sum(report.x0_error for report in reports) / count,
@@ -332,11 +330,6 @@ class _Watcher:
             "images_per_second": images / seconds,
         }
         self.log.write(reports[-1].images_seen, values)
-
-    def _starts(self, reports: Sequence[Report]) -> list[int]:
-        batch = self.config.training.batch
-        first = reports[0].images_seen - batch if reports[0].images_seen >= batch else 0
-        return [first, *(report.images_seen for report in reports[:-1])]
 
     def _provenance(self, trainer: Trainer) -> dict[str, Any]:
         config = self.config
@@ -350,12 +343,6 @@ class _Watcher:
             "seed": config.training.seed,
             "held_out_error": self.held_out,
         }
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text, "utf-8")
-    temporary.replace(path)
 
 
 def _own_split(key: str) -> str:
@@ -378,15 +365,10 @@ def _go_back(directory: Path, trainer: Trainer) -> list[str]:
 def _loop(trainer: Trainer, watcher: _Watcher, hooks: Sequence[Hook]) -> int:
     """Train to the end, or until a signal came and the state was saved: its number, or 0."""
     with _signals() as pending:
-        while trainer.images_seen < trainer.config.images:
-            before = trainer.images_seen
-            report = trainer.step()
-            for hook in hooks:
-                hook(trainer, report)
-            watcher.after(trainer, report, before)
-            if pending and trainer.images_seen < trainer.config.images:
-                watcher.save(trainer)
-                return pending[0]
+        trainer.run([*hooks, watcher.after], should_stop=lambda: bool(pending))
+        if trainer.images_seen < trainer.config.images:
+            watcher.save(trainer)
+            return pending[0]
     return 0
 
 
@@ -435,8 +417,3 @@ def _signals() -> Generator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def parameters(model: Model) -> list[Tensor]:
-    """The weights of a model."""
-    return list(cast(nn.Module, model.denoiser.network).parameters())

@@ -198,12 +198,19 @@ class Trainer:
             seconds=time.perf_counter() - started,
         )
 
-    def run(self, hooks: Sequence[Callable[[Trainer, Report], None]]) -> None:
-        """Train until ``config.images`` pictures were seen; every hook is called after every step."""
+    def run(
+        self, hooks: Sequence[Callable[[Trainer, Report], None]], *, should_stop: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Train until ``config.images`` pictures were seen, or until ``should_stop`` after a step.
+
+        Every hook is called after every step.
+        """
         while self.images_seen < self.config.images:
             report = self.step()
             for hook in hooks:
                 hook(self, report)
+            if should_stop():
+                return
 
     def require_finite(self) -> None:
         """See that the state is one to go on from.
