@@ -26,7 +26,9 @@ from unstir.device import autocast, resolve_device, resolve_precision
 from unstir.diffusion.denoiser import Denoiser
 from unstir.diffusion.guidance import clip, corrected, extrapolate, guided
 from unstir.diffusion.noise import KeyedNoise
+from unstir.diffusion.process import Estimate
 from unstir.diffusion.samplers import DDIM, SAMPLERS, sample
+from unstir.diffusion.schedule import Level
 from unstir.diffusion.spacing import SPACINGS
 from unstir.model import Model, load_model
 from unstir.typing import X
@@ -350,9 +352,9 @@ class Pipeline:
                     pair, extrapolate(model.process, ask.guidance_scale), *correct, interval=ask.guidance_interval
                 )
 
-        def denoise(x_t: X, level: Any) -> Any:
+        def denoise(x_t: X, level: Level, previous: X | None = None) -> Estimate:
             with autocast(self.device, precision):
-                return inner(x_t, level)
+                return inner(x_t, level, previous)
 
         return denoise, cuts
 

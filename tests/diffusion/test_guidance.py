@@ -29,11 +29,11 @@ class Two:
 
     calls: list[str] = field(default_factory=list)
 
-    def both(self, x_t: Tensor, level: Level) -> tuple[Estimate, Estimate]:
+    def both(self, x_t: Tensor, level: Level, previous: Tensor | None = None) -> tuple[Estimate, Estimate]:
         self.calls.append("both")
         return Estimate(x0=STRONG, variance_fraction=0.25), Estimate(x0=WEAK, variance_fraction=0.75)
 
-    def strong(self, x_t: Tensor, level: Level) -> Estimate:
+    def strong(self, x_t: Tensor, level: Level, previous: Tensor | None = None) -> Estimate:
         self.calls.append("strong")
         return Estimate(x0=STRONG, variance_fraction=0.25)
 

@@ -50,7 +50,7 @@ class Between:
     low: float = 0.05
     high: float = 0.95
 
-    def draw(self, count: int, noise: KeyedNoise) -> Tensor:
+    def draw(self, schedule: Schedule, count: int, noise: KeyedNoise) -> Tensor:
         return self.low + (self.high - self.low) * noise.uniform(torch.zeros(count, dtype=torch.float64))
 
 
@@ -93,7 +93,7 @@ def drawn(schedule: Schedule, times: Times, x0: Tensor, noise: KeyedNoise) -> tu
     """Alpha, sigma (one a row), the noise and x_t that the loss must have used, computed from its documented sub-
     keys.
     """
-    level = schedule.at(times.draw(x0.shape[0], noise.at(0)))
+    level = schedule.at(times.draw(schedule, x0.shape[0], noise.at(0)))
     alpha, sigma = level.alpha[:, None], level.sigma[:, None]
     z = noise.at(1).normal(x0)
     return alpha, sigma, z, alpha * x0 + sigma * z
@@ -216,7 +216,7 @@ def test_a_row_depends_on_its_key_alone(schedule: Schedule) -> None:
 def test_times_and_noise_of_a_sample_are_independent() -> None:
     """The noise of a row does not tell its time (correlation below 4 standard errors)."""
     count = 4000
-    t = UniformTimes().draw(count, keyed(count).at(0))
+    t = UniformTimes().draw(Cosine(), count, keyed(count).at(0))
     z = keyed(count).at(1).normal(torch.zeros(count, 1, dtype=torch.float64)).flatten()
     for values in (z, z.abs()):
         assert abs(torch.corrcoef(torch.stack([t, values]))[0, 1].item()) < 4 / math.sqrt(count)
@@ -231,7 +231,7 @@ def test_parts_say_what_the_loss_was_made_of(schedule: Schedule) -> None:
     scale = nn.Parameter(torch.ones((), dtype=torch.float64))
     model.network.register_parameter("scale", scale)
     loss = Simple(weight=weight_velocity, times=times)(model, x0, Nothing(count=COUNT), keyed(COUNT))
-    level = schedule.at(times.draw(COUNT, keyed(COUNT).at(0)))
+    level = schedule.at(times.draw(schedule, COUNT, keyed(COUNT).at(0)))
     assert set(loss.parts) == {"x0_error", "log_snr"}
     torch.testing.assert_close(loss.parts["log_snr"], level.log_snr, rtol=0, atol=0)
     torch.testing.assert_close(loss.per_sample, weight_velocity(level) * loss.parts["x0_error"], rtol=1e-14, atol=0)
@@ -241,7 +241,7 @@ def test_parts_say_what_the_loss_was_made_of(schedule: Schedule) -> None:
 def test_uniform_times_are_uniform_up_to_both_ends() -> None:
     """Chi-square over 50 bins, Kolmogorov, in (0, 1], and the end bins filled (C43)."""
     count = 20_000
-    t = UniformTimes().draw(count, keyed(count))
+    t = UniformTimes().draw(Cosine(), count, keyed(count))
     assert (t.dtype, t.shape) == (torch.float64, (count,))
     assert t.min().item() > 0
     assert t.max().item() <= 1
@@ -255,7 +255,7 @@ def test_uniform_times_are_uniform_up_to_both_ends() -> None:
 def test_uniform_times_on_a_grid_hit_every_step(num_steps: int) -> None:
     """Each of 1/T, ..., 1 equally often (chi-square), exactly, and never 0 (C43)."""
     count = 5000
-    t = UniformTimes(num_steps=num_steps).draw(count, keyed(count))
+    t = UniformTimes(num_steps=num_steps).draw(Cosine(), count, keyed(count))
     values, counts = t.unique(return_counts=True)
     assert values.tolist() == [i / num_steps for i in range(1, num_steps + 1)]
     quantile = {1: 1e-9, 2: 10.8, 10: 27.9}[num_steps]
@@ -266,15 +266,15 @@ def test_uniform_times_on_a_grid_hit_every_step(num_steps: int) -> None:
 def test_uniform_times_include_pure_noise_and_exclude_data(share: float, expected: float) -> None:
     """The least random number gives t = 1, the largest a t above 0; on a grid the last and the first step (C43)."""
     noise = GivenNoise(value=torch.tensor(share, dtype=torch.float64))
-    assert UniformTimes().draw(3, noise).tolist() == [expected] * 3
-    on_grid = UniformTimes(num_steps=1000).draw(3, noise).tolist()
+    assert UniformTimes().draw(Cosine(), 3, noise).tolist() == [expected] * 3
+    on_grid = UniformTimes(num_steps=1000).draw(Cosine(), 3, noise).tolist()
     assert on_grid == [1.0 if expected > 0.5 else 0.001] * 3
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (-0.8, 0.8), (1.0, 2.0)])
 def test_logit_normal_times_have_normal_logits(mean: float, std: float) -> None:
     """(logit t - mean)/std is standard normal by Kolmogorov's test (Esser et al. 2024, Sec. 3.1)."""
-    t = LogitNormalTimes(mean=mean, std=std).draw(4000, keyed(4000))
+    t = LogitNormalTimes(mean=mean, std=std).draw(Cosine(), 4000, keyed(4000))
     assert kolmogorov(torch.special.ndtr((torch.logit(t) - mean) / std)) < 1.95
 
 
@@ -284,7 +284,7 @@ def test_logit_normal_times_with_a_share_of_uniform_ones(uniform: float) -> None
     independence of parts.
     """
     mean, std = -0.5, 0.7
-    t = LogitNormalTimes(mean=mean, std=std, uniform=uniform).draw(4000, keyed(4000))
+    t = LogitNormalTimes(mean=mean, std=std, uniform=uniform).draw(Cosine(), 4000, keyed(4000))
     law = uniform * t + (1 - uniform) * torch.special.ndtr((torch.logit(t) - mean) / std)
     assert kolmogorov(law) < 1.95
 
@@ -292,7 +292,7 @@ def test_logit_normal_times_with_a_share_of_uniform_ones(uniform: float) -> None
 @pytest.mark.parametrize("times", [UniformTimes(), UniformTimes(num_steps=7), LogitNormalTimes(uniform=0.5)])
 def test_times_depend_on_their_key_alone(times: Times) -> None:
     """The time of a sample is the same in any batch."""
-    assert torch.equal(times.draw(5, keyed(5))[1:4], times.draw(3, keyed(5).rows(slice(1, 4))))
+    assert torch.equal(times.draw(Cosine(), 5, keyed(5))[1:4], times.draw(Cosine(), 3, keyed(5).rows(slice(1, 4))))
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_refuses_what_is_no_density(make: Callable[[], object]) -> None:
 def test_refuses_a_grid_without_steps(num_steps: int) -> None:
     """A grid of times needs at least one step: 0 would make every time NaN."""
     with pytest.raises(ValueError, match=r".+"):
-        UniformTimes(num_steps=num_steps).draw(2, keyed(2))
+        UniformTimes(num_steps=num_steps).draw(Cosine(), 2, keyed(2))
 
 
 def test_the_chain_may_be_trained_in_float32_at_its_first_step() -> None:

@@ -322,7 +322,7 @@ def test_refuses_times_outside(schedule: Schedule, t: float) -> None:
 
 
 def test_refuses_coarse_times(schedule: Schedule) -> None:
-    """TypeError for times that are not float64 (999/1000 in bfloat16 is 1)."""
+    """ValueError for times that are not float64 (999/1000 in bfloat16 is 1)."""
     at: Callable[[torch.Tensor], Level] = schedule.at
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="float64"):
         at(torch.tensor([0.5], dtype=torch.float32))

@@ -43,8 +43,16 @@ class Network(Protocol[C_in]):
 class Denoiser(Protocol):
     """All that samplers ever see."""
 
-    def __call__(self, x_t: X, level: Level) -> Estimate:
-        """The belief about x0, given x_t at this level."""
+    def __call__(self, x_t: X, level: Level, previous: X | None = None) -> Estimate:
+        """The belief about x0, given x_t at this level; ``previous`` is the x0 believed last, for who reads it."""
+        ...
+
+
+class Beliefs(Protocol):
+    """Two beliefs about the same sample: a strong and a weak one."""
+
+    def __call__(self, x_t: X, level: Level, previous: X | None = None) -> tuple[Estimate, Estimate]:
+        """The strong and the weak belief about x0, given x_t at this level."""
         ...
 
 
@@ -57,7 +65,7 @@ class Pair:
         strong: the strong belief alone, for levels where guidance is off.
     """
 
-    both: Callable[[X, Level], tuple[Estimate, Estimate]]
+    both: Beliefs
     strong: Denoiser
 
 
@@ -68,18 +76,36 @@ class NetworkDenoiser(nn.Module, Generic[C]):
         network: any module; if it has a method ``read(condition)``, that is called once a sampling, not once a step.
         process: how samples are spoiled.
         parameterization: what the network's output means.
+        is_self_conditioned: whether the network reads its own last belief about x0, joined to x on channels (zeros
+            where there is none yet); its in_channels are then twice those of x.
+
+    Source: Chen et al. 2023, arXiv:2208.04202, Sec. 3.2 (self-conditioning).
     """
 
-    def __init__(self, network: Network[C], process: Process, parameterization: Parameterization) -> None:
+    def __init__(
+        self,
+        network: Network[C],
+        process: Process,
+        parameterization: Parameterization,
+        *,
+        is_self_conditioned: bool = False,
+    ) -> None:
         super().__init__()
         self.network = network
         self.process = process
         self.parameterization = parameterization
+        self.is_self_conditioned = is_self_conditioned
 
-    def forward(self, x_t: X, level: Level, condition: C) -> Estimate:
-        """The belief about x0, given x_t at this level and what is known beside it."""
+    def forward(self, x_t: X, level: Level, condition: C, previous: X | None = None) -> Estimate:
+        """The belief about x0, given x_t at this level and what is known beside it.
+
+        The network computes in the type of its weights; what it says is read in that of x_t.
+        """
         x, scalar = self.parameterization.encode(x_t, level)
-        output = self.network(x, scalar, condition)
+        if self.is_self_conditioned:
+            x = torch.cat([x, torch.zeros_like(x) if previous is None else previous.to(x)], 1)
+        weights = cast("nn.Module", self.network).parameters()
+        output = self.network(x.to(next((weight.dtype for weight in weights), x.dtype)), scalar, condition)
         return self.parameterization.decode(output.to(x_t.dtype), x_t, level)
 
     def given(self, condition: C) -> Denoiser:
@@ -87,11 +113,11 @@ class NetworkDenoiser(nn.Module, Generic[C]):
         return self._bound(self._read(condition))
 
     def _bound(self, read: C) -> Denoiser:
-        def denoise(x_t: X, level: Level) -> Estimate:
+        def denoise(x_t: X, level: Level, previous: X | None = None) -> Estimate:
             if x_t.shape[0] > 1:
-                return self(x_t, level, read)
+                return self(x_t, level, read, previous)
             # Kernels for one row may round differently from those for several: never call the network with one.
-            belief = self(torch.cat([x_t, x_t]), _repeat(level, 2), read.cat(read))
+            belief = self(torch.cat([x_t, x_t]), _repeat(level, 2), read.cat(read), _twice(previous))
             return _rows(belief, slice(0, 1))
 
         return denoise
@@ -101,8 +127,8 @@ class NetworkDenoiser(nn.Module, Generic[C]):
         strong_read, weak_read = self._read(strong), self._read(weak)
         joined = strong_read.cat(weak_read)
 
-        def both(x_t: X, level: Level) -> tuple[Estimate, Estimate]:
-            belief = self(torch.cat([x_t, x_t]), _repeat(level, 2), joined)
+        def both(x_t: X, level: Level, previous: X | None = None) -> tuple[Estimate, Estimate]:
+            belief = self(torch.cat([x_t, x_t]), _repeat(level, 2), joined, _twice(previous))
             count = x_t.shape[0]
             return _rows(belief, slice(0, count)), _rows(belief, slice(count, None))
 
@@ -121,6 +147,10 @@ def _rows(belief: Estimate, index: slice) -> Estimate:
     return Estimate(
         x0=belief.x0[index], variance_fraction=fraction[index] if isinstance(fraction, Tensor) else fraction
     )
+
+
+def _twice(previous: X | None) -> X | None:
+    return None if previous is None else torch.cat([previous, previous])
 
 
 def _repeat(level: Level, times: int) -> Level:

@@ -1,6 +1,6 @@
 """Distributions over x, elementwise: what a process hands out.
 
-Knows: how to draw from a Gaussian, its density and divergence, in nats.
+Knows: how to draw from a Gaussian or a coin, their densities and divergences, in nats.
 Does not know: times, schedules or where its parameters came from.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -61,3 +61,48 @@ class Normal:
         """KL(self || other) of every element, in nats."""
         ratio = (self.std / other.std) ** 2
         return 0.5 * (ratio + ((self.mean - other.mean) / other.std) ** 2 - 1 - torch.log(ratio))
+
+    def log_interval(self, low: X, high: X) -> X:
+        """The log-probability of low < x < high for every element, in nats; exact far out in the tails.
+
+        With a and b the standardised bounds, log Phi(b) + log(1 - exp(log Phi(a) - log Phi(b))); intervals right of the
+        mean are mirrored, for Phi keeps its digits on the left only.
+        """
+        a, b = (low - self.mean) / self.std, (high - self.mean) / self.std
+        is_right = a > 0
+        a, b = torch.where(is_right, -b, a), torch.where(is_right, -a, b)
+        below, above = _log_phi(a), _log_phi(b)
+        return above + torch.log(-torch.expm1(below - above))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Bernoulli:
+    """1 with the given probability, else 0, in every element.
+
+    Args:
+        probability: of 1, of the shape of x.
+    """
+
+    probability: X
+
+    @property
+    def mean(self) -> X:
+        """The probability of 1."""
+        return self.probability
+
+    def sample(self, noise: Noise) -> X:
+        """Zeros and ones, of the type of the probability; row i uses key i of ``noise`` alone."""
+        return (noise.uniform(self.probability) < self.probability).to(self.probability)
+
+    def log_prob(self, x: X) -> X:
+        """Log-probability of every element, in nats."""
+        return torch.xlogy(x, self.probability) + torch.xlogy(1 - x, 1 - self.probability)
+
+    def kl(self, other: Bernoulli) -> X:
+        """KL(self || other) of every element, in nats; infinite where ``other`` rules out what may be."""
+        p, q = self.probability, other.probability
+        return torch.xlogy(p, p) - torch.xlogy(p, q) + torch.xlogy(1 - p, 1 - p) - torch.xlogy(1 - p, 1 - q)
+
+
+def _log_phi(x: Tensor) -> Tensor:
+    return cast(Tensor, torch.special.log_ndtr(x))

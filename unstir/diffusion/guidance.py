@@ -41,10 +41,12 @@ def guided(pair: Pair, combine: Combine, *correct: Correct, interval: tuple[floa
             f"a guidance interval runs from a lower to a higher log-SNR, got {interval[0]} and {interval[1]}"
         )
 
-    def denoise(x_t: X, level: Level) -> Estimate:
+    def denoise(x_t: X, level: Level, previous: X | None = None) -> Estimate:
         log_snr = level.log_snr
         inside = interval is None or bool(((log_snr >= interval[0]) & (log_snr <= interval[1])).all())
-        return combine(x_t, level, *pair.both(x_t, level)) if inside else pair.strong(x_t, level)
+        if not inside:
+            return pair.strong(x_t, level, previous)
+        return combine(x_t, level, *pair.both(x_t, level, previous))
 
     return corrected(denoise, *correct)
 
@@ -52,8 +54,8 @@ def guided(pair: Pair, combine: Combine, *correct: Correct, interval: tuple[floa
 def corrected(denoise: Denoiser, *correct: Correct) -> Denoiser:
     """A denoiser whose beliefs are corrected, without guidance."""
 
-    def denoise_corrected(x_t: X, level: Level) -> Estimate:
-        belief = denoise(x_t, level)
+    def denoise_corrected(x_t: X, level: Level, previous: X | None = None) -> Estimate:
+        belief = denoise(x_t, level, previous)
         for better in correct:
             belief = better(x_t, level, belief)
         return belief

@@ -21,7 +21,15 @@ from unstir.conditioning.captions import Wording
 from unstir.config import registered
 from unstir.device import autocast, resolve_device, resolve_precision
 from unstir.diffusion.denoiser import NetworkDenoiser
-from unstir.diffusion.objective import WEIGHTS, LogitNormalTimes, Simple, Times, UniformTimes
+from unstir.diffusion.objective import (
+    WEIGHTS,
+    LogitNormalTimes,
+    LogNormalTimes,
+    LogSNRTimes,
+    Simple,
+    Times,
+    UniformTimes,
+)
 from unstir.model import Model
 from unstir.training.batches import CODEC, OBJECTIVE, Captioned, batch_of
 from unstir.training.checkpoint import Checkpoint
@@ -29,9 +37,11 @@ from unstir.training.ema import ema_decay, ema_update
 from unstir.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from unstir.typing import integers
 
-TIMES: dict[str, type[UniformTimes] | type[LogitNormalTimes]] = {
+TIMES: dict[str, type[Times]] = {
     "uniform": UniformTimes,
     "logit_normal": LogitNormalTimes,
+    "log_normal": LogNormalTimes,
+    "log_snr": LogSNRTimes,
 }
 
 
@@ -82,7 +92,7 @@ class TrainingConfig:
     batch: int = 32
     seed: int = 0
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    weight: Literal["noise", "x0", "velocity", "bounded"] = "bounded"
+    weight: Literal["noise", "x0", "velocity", "bounded", "min_snr", "edm"] = "bounded"
     times: Annotated[Times, *registered(TIMES)] = field(default_factory=lambda: LogitNormalTimes(std=1.2, uniform=0.15))
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)

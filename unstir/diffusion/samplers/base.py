@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from unstir.diffusion.denoiser import Denoiser
-from unstir.diffusion.process import Estimate, Process
+from unstir.diffusion.process import Estimate, Process, require_data
 from unstir.diffusion.schedule import Level
 from unstir.typing import Noise, S, X
 
@@ -68,18 +68,22 @@ def sample(
         times: falling strictly, in [0, 1].
         noise: one key a sample; step i (from 0) is given ``noise.at(i)``.
 
+    The denoiser is told the x0 that it believed last, which self-conditioned networks read.
+
     Raises:
-        ValueError: if there are fewer than two times, or they do not fall strictly.
+        ValueError: if there are fewer than two times, they do not fall strictly, or x holds no finite
+            floating-point numbers.
     """
+    require_data(x)
     if len(times) < 2 or any(s >= t for t, s in itertools.pairwise(times)):
         raise ValueError(f"a grid needs at least two times that fall strictly, got {list(times)}")
     levels = process.schedule.at(torch.tensor(times, dtype=torch.float64))
     memory = sampler.start()
     last: Estimate | None = None
 
-    def watched(x_t: X, level: Level) -> Estimate:
+    def watched(x_t: X, level: Level, previous: X | None = None) -> Estimate:
         nonlocal last
-        last = denoise(x_t, level)
+        last = denoise(x_t, level, None if last is None else last.x0)
         return last
 
     yield Step(index=0, t=times[0], x=x, belief=None)
