@@ -11,11 +11,33 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unstir.codec import CODECS, Identity
+from unstir.codec import CODECS, BitPlanes, Identity
 from unstir.config import from_dict, override, read_json, to_dict
-from unstir.diffusion.objective import LogitNormalTimes, UniformTimes
-from unstir.diffusion.parameterization import PARAMETERIZATIONS
-from unstir.diffusion.schedule import SCHEDULES, Cosine, LinearBeta, RectifiedFlow, Tabulated
+from unstir.diffusion.objective import LogitNormalTimes, LogNormalTimes, LogSNRTimes, UniformTimes
+from unstir.diffusion.parameterization import (
+    PARAMETERIZATIONS,
+    FixedLarge,
+    LearnedRange,
+    LearnedVariance,
+    PredictEDM,
+    PredictFlip,
+    PredictMean,
+    PredictV,
+    PredictX0,
+)
+from unstir.diffusion.process import BinomialProcess, GaussianProcess
+from unstir.diffusion.schedule import (
+    SCHEDULES,
+    Cosine,
+    LinearBeta,
+    LogLinear,
+    QuadraticBeta,
+    Reciprocal,
+    RectifiedFlow,
+    Sigmoid,
+    Tabulated,
+    VarianceExploding,
+)
 from unstir.model import ModelConfig, SamplingDefaults
 from unstir.nn import NETWORKS, DiTConfig, UNetConfig
 from unstir.nn.text import TextConfig
@@ -28,14 +50,30 @@ TEXT = TextConfig(vocabulary=300, max_tokens=5, width=16, depth=1, heads=2)
 KINDS: dict[tuple[str, str], Any] = {
     ("schedule", "linear"): LinearBeta(beta_min=0.2, beta_max=1 / 3),
     ("schedule", "cosine"): Cosine(offset=0.1 + 0.2, floor=1e-7),
-    ("schedule", "rectified_flow"): RectifiedFlow(),
+    ("schedule", "quadratic"): QuadraticBeta(beta_min=0.2, beta_max=1 / 3),
+    ("schedule", "reciprocal"): Reciprocal(),
+    ("schedule", "sigmoid"): Sigmoid(start=-2.0, end=1 / 3, temperature=0.7, floor=1e-7),
+    ("schedule", "log_linear"): LogLinear(high=10.0, low=-1 / 3),
+    ("schedule", "variance_exploding"): VarianceExploding(sigma_max=1 / 3),
+    ("schedule", "rectified_flow"): RectifiedFlow(shift=1 / 3),
     ("schedule", "tabulated"): Tabulated(table=(0.9, 1 / 3, 5e-324)),
-    **{("parameterization", name): cls() for name, cls in PARAMETERIZATIONS.items()},
+    **{("parameterization", name): PARAMETERIZATIONS[name]() for name in ("noise", "x0", "v", "flow", "score", "bit")},
+    ("parameterization", "edm"): PredictEDM(sigma_data=1 / 3),
+    ("parameterization", "mean"): PredictMean(process=GaussianProcess(schedule=Sigmoid(), levels=None), num_steps=7),
+    ("parameterization", "flip"): PredictFlip(process=BinomialProcess(schedule=Cosine(), rate=1 / 3), num_steps=7),
+    ("parameterization", "fixed_large"): FixedLarge(mean=PredictEDM(sigma_data=1 / 3)),
+    ("parameterization", "learned_range"): LearnedRange(mean=PredictV()),
+    ("parameterization", "learned_variance"): LearnedVariance(
+        mean=PredictX0(), process=GaussianProcess(schedule=Tabulated(table=(0.9, 0.1)), levels=17), num_steps=2
+    ),
     ("network", "dit"): DiTConfig(size=16, patch=8, width=32, depth=1, heads=2, text=TEXT),
     ("network", "unet"): UNetConfig(width=8, multipliers=(1, 3), attention=(), text=TEXT),
     ("codec", "identity"): Identity(channels=4),
+    ("codec", "bits"): BitPlanes(channels=4, bits=3),
     ("times", "uniform"): UniformTimes(),
     ("times", "logit_normal"): LogitNormalTimes(std=0.7, uniform=0.3),
+    ("times", "log_normal"): LogNormalTimes(mean=-1.1, std=1 / 3),
+    ("times", "log_snr"): LogSNRTimes(low=-3.0, high=1 / 3),
 }
 REGISTRIES: dict[str, Mapping[str, Any]] = {
     "schedule": SCHEDULES,

@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unstir import model as module
-from unstir.codec import Identity
+from unstir.codec import BitPlanes, Identity
 from unstir.conditioning.text import WordReader
-from unstir.diffusion.parameterization import PredictV
-from unstir.diffusion.schedule import Cosine
+from unstir.diffusion.parameterization import LearnedRange, PredictBit, PredictNoise, PredictV
+from unstir.diffusion.schedule import Cosine, RectifiedFlow
 from unstir.model import (
     FORMAT,
     NETWORKS,
@@ -450,6 +450,17 @@ def test_no_pickle_is_ever_run(folder: Path, tmp_path: Path, is_zip: bool, is_bl
         (replace(CONFIG, network=replace(NETWORK_SHAPES["dit"], text=replace(TEXT, vocabulary=258))), "tokenizer"),
         (replace(CONFIG, network=NETWORK_SHAPES["unet"], size=15), "multiples of 2"),
         (replace(CONFIG, network=3), "no network"),
+        (replace(CONFIG, process="binomial"), "bit or flip"),
+        (replace(CONFIG, parameterization=PredictBit()), "bit or flip"),
+        (replace(CONFIG, process="binomial", parameterization=PredictBit()), "set codec to bits"),
+        (
+            replace(CONFIG, process="binomial", parameterization=PredictBit(), codec=BitPlanes()),
+            "sampled by ancestral",
+        ),
+        (replace(CONFIG, schedule=RectifiedFlow(), parameterization=PredictNoise()), "leaves no signal"),
+        (replace(CONFIG, schedule=RectifiedFlow(), parameterization=LearnedRange()), "leaves no signal"),
+        (replace(CONFIG, parameterization=LearnedRange(mean=PredictV())), "out_channels"),
+        (replace(CONFIG, self_conditioned=True), "take 6"),
     ],
 )
 def test_what_does_not_fit_together_is_not_built(config: ModelConfig, words: str) -> None:

@@ -9,32 +9,76 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_type_hints
 
 from pydantic import PlainSerializer, PlainValidator, TypeAdapter, ValidationError
 
 T = TypeVar("T")
 
 
-def registered(registry: Mapping[str, type[Any]]) -> tuple[PlainValidator, PlainSerializer]:
-    """Annotations for a field that holds one of several classes: it is stored as ``{"kind": name, ...fields}``."""
-    names = {cls: name for name, cls in registry.items()}
+def registered(
+    registry: Mapping[str, type[Any]], parts: Mapping[str, Mapping[str, type[Any]]] | None = None
+) -> tuple[PlainValidator, PlainSerializer]:
+    """Annotations for a field that holds one of several classes: it is stored as ``{"kind": name, ...fields}``.
+
+    Args:
+        registry: the classes, by name.
+        parts: registries of fields, by the fields' names, that hold such an object in their turn.
+    """
 
     def build(value: object) -> object:
-        if type(value) in names:
-            return value
-        given = dict(cast("dict[str, Any]", value)) if isinstance(value, dict) else {"kind": value}
-        kind = str(given.pop("kind", None))
-        if kind not in registry:
-            raise ValueError(f"unknown kind {kind!r}; there are {', '.join(registry)}")
-        return from_dict(registry[kind], given)
+        return _build(value, registry, parts or {})
 
     def describe(value: object) -> dict[str, Any]:
-        return {"kind": names[type(value)], **to_dict(value)}
+        return _describe(value, registry, parts or {})
 
     return PlainValidator(build), PlainSerializer(describe)
+
+
+def _build(value: object, registry: Mapping[str, type[Any]], parts: Mapping[str, Mapping[str, type[Any]]]) -> object:
+    if type(value) in registry.values():
+        return value
+    given = dict(cast("dict[str, Any]", value)) if isinstance(value, dict) else {"kind": value}
+    kind = str(given.pop("kind", None))
+    if kind not in registry:
+        raise ValueError(f"unknown kind {kind!r}; there are {', '.join(registry)}")
+    cls = registry[kind]
+    own = {field.name: field for field in fields(cls)}
+    if not own.keys() & parts.keys():
+        return from_dict(cls, given)
+    if unknown := [name for name in given if name not in own]:
+        raise ValueError(f"no setting {unknown[0]!r}{_suggestion(unknown[0], list(own))}")
+    missing = [f.name for f in own.values() if f.default is f.default_factory is MISSING and f.name not in given]
+    if missing:
+        raise ValueError(f"{kind} needs a setting {missing[0]!r}")
+    hints = get_type_hints(cls)
+    built = {
+        name: _build(item, parts[name], parts) if name in parts else _field(name, item, hints[name])
+        for name, item in given.items()
+    }
+    return cls(**built)
+
+
+def _field(name: str, value: object, hint: Any) -> object:
+    try:
+        return TypeAdapter(hint).validate_python(value)
+    except ValidationError as error:
+        raise ValueError(f"{name}: {_plain(error.errors()[0]['msg'])}, got {_short(value)}") from None
+
+
+def _describe(
+    value: object, registry: Mapping[str, type[Any]], parts: Mapping[str, Mapping[str, type[Any]]]
+) -> dict[str, Any]:
+    kind = next(name for name, cls in registry.items() if cls is type(value))
+    own = {field.name for field in fields(cast(Any, value))}
+    if not own & parts.keys():
+        return {"kind": kind, **to_dict(value)}
+    held = {name: getattr(value, name) for name in own}
+    described = {name: _describe(item, parts[name], parts) if name in parts else item for name, item in held.items()}
+    return {"kind": kind, **described}
 
 
 def to_dict(value: object) -> dict[str, Any]:

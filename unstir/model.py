@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,13 +22,21 @@ from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariable
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from unstir.codec import CODECS, Codec, Identity
+from unstir.codec import CODECS, BitPlanes, Codec, Identity
 from unstir.condition import Condition
 from unstir.conditioning.text import WordReader
 from unstir.config import choose, from_dict, read_json_file, registered, to_dict
 from unstir.diffusion.denoiser import NetworkDenoiser
-from unstir.diffusion.parameterization import PARAMETERIZATIONS, Affine, PredictX0
-from unstir.diffusion.process import GaussianProcess
+from unstir.diffusion.parameterization import (
+    PARAMETERIZATIONS,
+    Parameterization,
+    PredictBit,
+    PredictFlip,
+    PredictNoise,
+    PredictScore,
+    PredictX0,
+)
+from unstir.diffusion.process import PROCESSES, Process
 from unstir.diffusion.samplers import SAMPLERS
 from unstir.diffusion.schedule import SCHEDULES, RectifiedFlow, Schedule
 from unstir.diffusion.spacing import SPACINGS
@@ -74,13 +82,23 @@ class SamplingDefaults:
             raise ValueError("steps must be at least 1, guidance_scale finite and eta in [0, 1]")
 
 
+_PARTS: dict[str, dict[str, type[Any]]] = {
+    "mean": PARAMETERIZATIONS,
+    "process": cast("dict[str, type[Any]]", PROCESSES),
+    "schedule": SCHEDULES,
+}
+"""What a parameterization may be made of."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """What a model is made of.
 
     Args:
         schedule: t -> (alpha, sigma).
+        process: gaussian, or binomial for bits (the codec must give bits then, and the sampler be ancestral).
         parameterization: what the network's output means.
+        self_conditioned: whether the network also reads its own last belief.
         network: shape of the network.
         codec: the space in which diffusion happens.
         size: height and width of the pictures that it was trained on.
@@ -92,7 +110,11 @@ class ModelConfig:
     """
 
     schedule: Annotated[Schedule, *registered(SCHEDULES)] = field(default_factory=RectifiedFlow)
-    parameterization: Annotated[Affine, *registered(PARAMETERIZATIONS)] = field(default_factory=PredictX0)
+    process: Literal["gaussian", "binomial"] = "gaussian"
+    parameterization: Annotated[Parameterization, *registered(PARAMETERIZATIONS, _PARTS)] = field(
+        default_factory=PredictX0
+    )
+    self_conditioned: bool = False
     network: Annotated[Any, *registered({name: config for name, (config, _) in NETWORKS.items()})] = field(
         default_factory=DiTConfig
     )
@@ -107,6 +129,31 @@ class ModelConfig:
             raise ValueError(
                 f"size must be at least 1 and condition_drop in [0, 1], got {self.size} and {self.condition_drop}"
             )
+
+
+def _require_fit(config: ModelConfig) -> None:
+    is_bits = config.process == "binomial"
+    if is_bits != isinstance(config.parameterization, (PredictBit, PredictFlip)):
+        raise ValueError(
+            f"a {config.process} process does not go with {type(config.parameterization).__name__}; a network that "
+            "predicts bits (parameterization bit or flip) goes with a binomial process, any other with a gaussian "
+            "one"
+        )
+    if is_bits and not isinstance(config.codec, BitPlanes):
+        raise ValueError("a binomial process spoils bits, and this codec gives none; set codec to bits")
+    if is_bits and config.sampling.sampler != "ancestral":
+        raise ValueError(f"bits are sampled by ancestral, not by {config.sampling.sampler}; set sampling.sampler")
+    end = config.schedule.at(torch.ones((), dtype=torch.float64))
+    if end.alpha == 0 and _predicts_noise(config.parameterization):
+        raise ValueError(
+            "this schedule leaves no signal at t = 1, where noise (or the score) says nothing about the picture; "
+            "predict x0, v or flow, or take a schedule that keeps some signal"
+        )
+
+
+def _predicts_noise(parameterization: Parameterization) -> bool:
+    inner = getattr(parameterization, "mean", parameterization)
+    return isinstance(inner, (PredictNoise, PredictScore))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -135,17 +182,19 @@ class Model:
         return sum(weight.numel() for weight in cast(nn.Module, self.denoiser.network).parameters())
 
     @property
-    def process(self) -> GaussianProcess:
+    def process(self) -> Process:
         """How its samples are spoiled."""
-        return cast(GaussianProcess, self.denoiser.process)
+        return self.denoiser.process
 
 
 def build(config: ModelConfig, reader: WordReader, *, training: dict[str, Any] | None = None) -> Model:
     """A model with fresh weights (drawn from torch's global generator).
 
     Raises:
-        ValueError: if the network does not fit the codec, the size or the tokenizer.
+        ValueError: if the network does not fit the codec, the size or the tokenizer, or process, schedule,
+            parameterization and codec do not fit each other.
     """
+    _require_fit(config)
     network = network_of(config)
     text = network.config.text
     if reader.tokenizer.get_vocab_size() > text.vocabulary:
@@ -154,9 +203,13 @@ def build(config: ModelConfig, reader: WordReader, *, training: dict[str, Any] |
         )
     if isinstance(config.codec, Identity) and config.codec.channels != 3:
         raise ValueError(f"pictures have 3 channels, the codec takes {config.codec.channels}")
-    if network.in_channels != config.codec.latent_channels:
+    channels = config.codec.latent_channels
+    comes_in, goes_out = channels * (2 if config.self_conditioned else 1), channels * config.parameterization.outputs
+    if (network.in_channels, network.out_channels) != (comes_in, goes_out):
         raise ValueError(
-            f"the codec gives {config.codec.latent_channels} channels, the network takes {network.in_channels}"
+            f"the codec gives {channels} channels, so the network must take {comes_in} and give {goes_out}, but it "
+            f"takes {network.in_channels} and gives {network.out_channels}; set network.channels and "
+            "network.out_channels"
         )
     multiple = config.codec.downsampling * network.multiple
     if config.size % multiple or (network.is_one_size and config.size != multiple):
@@ -164,8 +217,10 @@ def build(config: ModelConfig, reader: WordReader, *, training: dict[str, Any] |
         raise ValueError(
             f"the network takes pictures of size {expected}, the model says {config.size}; change one of them"
         )
-    process = GaussianProcess(schedule=config.schedule)
-    denoiser: NetworkDenoiser[Condition] = NetworkDenoiser(network, process, config.parameterization)
+    process = PROCESSES[config.process](schedule=config.schedule)
+    denoiser: NetworkDenoiser[Condition] = NetworkDenoiser(
+        network, process, config.parameterization, is_self_conditioned=config.self_conditioned
+    )
     return Model(config=config, denoiser=denoiser, reader=reader, training=training or {})
 
 

@@ -199,6 +199,8 @@ class Pipeline:
             raise ValueError(f"steps must be a whole number from 1 to {MAX_STEPS}, got {request.steps}")
         choose(request.sampler, SAMPLERS, "sampler")
         choose(request.grid, SPACINGS, "grid")
+        if self.model.config.process == "binomial" and request.sampler != "ancestral":
+            raise ValueError(f"this model draws bits, which {request.sampler} cannot; use --sampler ancestral")
         if not math.isfinite(request.guidance_scale) or abs(request.guidance_scale) > 100:
             raise ValueError(f"guidance must be a number between -100 and 100, got {request.guidance_scale}")
         if request.guidance_scale != 1 and self.model.config.condition_drop == 0:

@@ -118,6 +118,23 @@ def test_people_read_the_protocol_with_the_number(call: Call, places: Path) -> N
     assert "steps 3" in out
 
 
+def test_bits_are_told_beside_or_alone(call: Call, places: Path) -> None:
+    """``--metrics bits``: a bound a split, with its error; together with prompts both are there."""
+    arguments = ("evaluate", places / "run", "--data", places / "set", "--draws", 4, "--seeds", 1)
+    status, out, _ = call(*arguments, "--metrics", "bits")
+    assert status == 0
+    assert "held out: at most" in out
+    assert "bits/dim" in out
+    assert "retrieval" not in out
+    status, out, _ = call(*arguments, "--metrics", "prompts,bits", "--json")
+    result = json.loads(out)
+    assert status == 0
+    assert set(result["bits"]) == set(result["prompts"]) == {"test", "train"}
+    score = result["bits"]["train"]
+    assert score["bits_per_dim"] == pytest.approx(score["prior"] + score["diffusion"] + score["reconstruction"])
+    assert (score["pictures"], score["draws"]) == (5, 4)
+
+
 def test_a_sheet_is_written(call: Call, places: Path, tmp_path: Path) -> None:
     arguments = ("evaluate", places / "run", "--data", places / "set", "--seeds", 1, "--sheet", "sheet.png")
     assert call(*arguments)[0] == 0
@@ -136,6 +153,7 @@ BAD = {
     "seed": ["--seed", "-1"],
     "last seed": ["--seed", str(2**32 - 1)],
     "batch": ["--batch", "0"],
+    "draws": ["--draws", "0"],
     "steps": ["--steps", "0"],
     "sampler": ["--sampler", "dpm2"],
     "grid": ["--grid", "karras"],

@@ -26,7 +26,8 @@ class DiTConfig:
     """Shape of a DiT.
 
     Args:
-        channels: of the picture, in and out.
+        channels: of the picture that comes in.
+        out_channels: of what comes out; None is as many.
         size: height and width of the picture; the network draws no other size.
         patch: height and width of a patch; divides ``size``.
         width: channels of a token.
@@ -40,6 +41,7 @@ class DiTConfig:
     """
 
     channels: int = 3
+    out_channels: int | None = None
     size: int = 64
     patch: int = 8
     width: int = 320
@@ -78,7 +80,7 @@ class DiT(nn.Module):
                 f"width {config.width}"
             )
         self.config = config
-        self.in_channels = self.out_channels = config.channels
+        self.in_channels, self.out_channels = config.channels, config.out_channels or config.channels
         self.multiple, self.is_one_size = config.size, True
         cells = config.size // config.patch
         width, area = config.width, config.patch**2
@@ -94,7 +96,7 @@ class DiT(nn.Module):
         self.mend = nn.Sequential(
             nn.Conv2d(config.detail + config.channels, 2 * config.detail, 3, padding=1),
             nn.SiLU(),
-            zero_init(nn.Conv2d(2 * config.detail, config.channels, 3, padding=1)),
+            zero_init(nn.Conv2d(2 * config.detail, self.out_channels, 3, padding=1)),
         )
 
     def read(self, condition: Condition) -> Condition:
@@ -103,7 +105,7 @@ class DiT(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "b c h w"], scalar: Float[Tensor, "b"], condition: Condition
-    ) -> Float[Tensor, "b c h w"]:
+    ) -> Float[Tensor, "b k h w"]:
         """The output at every pixel.
 
         Raises:

@@ -26,7 +26,8 @@ class UNetConfig:
     """Shape of a U-Net.
 
     Args:
-        channels: of the picture, in and out.
+        channels: of the picture that comes in.
+        out_channels: of what comes out; None is as many.
         width: channels at full resolution; even.
         multipliers: one a level, fine to coarse; level i has ``multipliers[i] * width``
             channels and 1/2^i of the height and width.
@@ -37,6 +38,7 @@ class UNetConfig:
     """
 
     channels: int = 3
+    out_channels: int | None = None
     width: int = 64
     multipliers: tuple[int, ...] = (1, 2, 2)
     blocks: int = 2
@@ -67,7 +69,7 @@ class UNet(nn.Module):
         super().__init__()
         widths = _checked_widths(config)
         self.config = config
-        self.in_channels = self.out_channels = config.channels
+        self.in_channels, self.out_channels = config.channels, config.out_channels or config.channels
         self.multiple = 2 ** (len(widths) - 1)
         self.is_one_size = False
         self.reader = ConditionReader(config.text)
@@ -97,7 +99,7 @@ class UNet(nn.Module):
         self.middle = middle
         self.up = nn.ModuleList(up)
         self.last = nn.Sequential(
-            group_norm(current), nn.SiLU(), zero_init(nn.Conv2d(current, config.channels, 3, padding=1))
+            group_norm(current), nn.SiLU(), zero_init(nn.Conv2d(current, self.out_channels, 3, padding=1))
         )
 
     def read(self, condition: Condition) -> Condition:
@@ -106,7 +108,7 @@ class UNet(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "b c h w"], scalar: Float[Tensor, "b"], condition: Condition
-    ) -> Float[Tensor, "b c h w"]:
+    ) -> Float[Tensor, "b k h w"]:
         """The output at every pixel.
 
         Raises:

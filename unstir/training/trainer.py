@@ -22,13 +22,17 @@ from unstir.config import registered
 from unstir.device import autocast, resolve_device, resolve_precision
 from unstir.diffusion.denoiser import NetworkDenoiser
 from unstir.diffusion.objective import (
+    DISTANCES,
     WEIGHTS,
+    Hybrid,
     LogitNormalTimes,
     LogNormalTimes,
     LogSNRTimes,
+    Offset,
     Simple,
     Times,
     UniformTimes,
+    VariationalBound,
 )
 from unstir.model import Model
 from unstir.training.batches import CODEC, OBJECTIVE, Captioned, batch_of
@@ -78,8 +82,13 @@ class TrainingConfig:
         batch: pictures a step.
         seed: decides order, wordings, noise and initial weights.
         precision: inside the network; "auto" is bf16 where it is native.
-        weight: what an error on x0 weighs at a noise level, a name of ``WEIGHTS``.
-        times: the density of training times.
+        objective: simple (the weighted error), bound (the likelihood's), or hybrid (simple for the mean, bound for a
+            learned variance).
+        chain: steps of the chain whose bound it is; None is continuous time. Not of the simple objective.
+        weight: what an error on x0 weighs at a noise level, a name of ``WEIGHTS``; not of the bound.
+        distance: what a weighted error costs in the simple objective.
+        offset_noise: strength of the shift of every channel's noise; 0 is none.
+        times: the density of training times of the simple objective; the bound's are uniform.
         optimizer: how weights move.
         ema: how they are averaged.
         wording: how captions are varied.
@@ -92,7 +101,11 @@ class TrainingConfig:
     batch: int = 32
     seed: int = 0
     precision: Literal["auto", "float32", "bf16"] = "auto"
+    objective: Literal["simple", "bound", "hybrid"] = "simple"
+    chain: int | None = 1000
     weight: Literal["noise", "x0", "velocity", "bounded", "min_snr", "edm"] = "bounded"
+    distance: Literal["squared", "l1", "huber"] = "squared"
+    offset_noise: float = 0.0
     times: Annotated[Times, *registered(TIMES)] = field(default_factory=lambda: LogitNormalTimes(std=1.2, uniform=0.15))
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
@@ -104,6 +117,21 @@ class TrainingConfig:
             raise ValueError(f"images and batch must be at least 1, got {self.images} and {self.batch}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be a whole number from 0 to {2**32 - 1}, got {self.seed}")
+        if not 0 <= self.offset_noise < math.inf:
+            raise ValueError(f"offset_noise must be at least 0, got {self.offset_noise}")
+        if self.objective == "hybrid" and self.chain is None:
+            raise ValueError("a learned variance is one of a chain's steps; give chain a number of steps, 1000 say")
+
+
+def objective_of(config: TrainingConfig) -> Simple | VariationalBound | Hybrid | Offset:
+    """What a run minimises."""
+    bound = VariationalBound(num_steps=config.chain)
+    objective: Simple | VariationalBound | Hybrid = bound
+    if config.objective == "simple":
+        objective = Simple(weight=WEIGHTS[config.weight], times=config.times, distance=DISTANCES[config.distance])
+    elif config.objective == "hybrid":
+        objective = Hybrid(bound=bound, simple=WEIGHTS[config.weight])
+    return Offset(objective=objective, strength=config.offset_noise) if config.offset_noise else objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +175,7 @@ class Trainer:
         self.network = cast(nn.Module, model.denoiser.network).to(self.device).requires_grad_(True)
         self.ema_network: Any = copy.deepcopy(self.network).requires_grad_(False)
         self.optimizer = make_optimizer(self.network, config.optimizer)
-        self.objective = Simple(weight=WEIGHTS[config.weight], times=config.times)
+        self.objective = objective_of(config)
         self.images_seen = 0
 
     @property
@@ -155,7 +183,10 @@ class Trainer:
         """The model with the averaged weights, for previews, validation and saving."""
         model = self.model
         denoiser: NetworkDenoiser[Condition] = NetworkDenoiser(
-            self.ema_network, model.process, model.denoiser.parameterization
+            self.ema_network,
+            model.process,
+            model.denoiser.parameterization,
+            is_self_conditioned=model.denoiser.is_self_conditioned,
         )
         return Model(config=model.config, denoiser=denoiser.eval(), reader=model.reader, training=model.training)
 
