@@ -24,10 +24,12 @@ OPTIONS = {
         "--set --device --json"
     ),
     "evaluate": (
-        "--model --data --metrics --split --seeds --seed --limit --steps --sampler --grid --guidance --batch --sheet "
-        "--device --precision --json"
+        "--model --data --metrics --split --seeds --seed --limit --steps --sampler --grid --guidance --batch --draws "
+        "--sheet --device --precision --json"
     ),
+    "reproduce": "--name -o --output --seed --json",
     "inspect": "--path --json",
+    "verify": "--target --only --json",
     "data emoji": "--directory --size --language --json",
 }
 

@@ -21,8 +21,10 @@ from unstir.cli.data import data_app
 from unstir.cli.evaluate import evaluate
 from unstir.cli.inspect import inspect
 from unstir.cli.redo import redo
+from unstir.cli.reproduce import reproduce
 from unstir.cli.sample import sample
 from unstir.cli.train import as_settings, train
+from unstir.cli.verify import verify
 
 app = App(
     name="unstir",
@@ -30,7 +32,7 @@ app = App(
     version=__version__,
     help_format="plaintext",
 )
-for verb in (sample, redo, train, evaluate, inspect):
+for verb in (sample, redo, train, evaluate, reproduce, inspect, verify):
     app.command(verb)
 app.command(data_app)
 

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import sys
+import time
 import unicodedata
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from typing import Annotated, Any, Protocol
 
 from cyclopts import Parameter, Token
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 """What a name that ends so is taken for; which of them are written, ``metadata`` says."""
@@ -130,6 +131,45 @@ def progress_bar(what: str, total: int, *, unit: str = "") -> Generator[Advance]
             bar.update(task, completed=done, text=text)
 
         yield advance
+
+
+class Stages(Protocol):
+    """Tells how far a work of several stages is."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """So much of this stage is done."""
+        ...
+
+
+@contextmanager
+def stage_progress() -> Generator[Stages]:
+    """A function to call with (stage, done, total): a bar a stage on a terminal, a line now and then elsewhere."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        told = ["", 0.0]
+
+        def tell(stage: str, done: int, total: int) -> None:
+            now = time.monotonic()
+            if stage != told[0] or now - float(told[1]) >= _PLAIN_SECONDS:
+                told[:] = [stage, now]
+                say(f"{stage}: {done}/{total}")
+
+        yield tell
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done, total=total)
+
+        yield advance
+
+
+_PLAIN_SECONDS = 15.0
+"""Between two lines of progress of one stage where there is no terminal."""
 
 
 def say(sentence: str) -> None:
