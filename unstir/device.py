@@ -6,7 +6,8 @@ Does not know: what is computed.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -60,3 +61,14 @@ def resolve_precision(name: str, device: torch.device) -> Literal["float32", "bf
 def autocast(device: torch.device, precision: Literal["float32", "bf16"]) -> AbstractContextManager[Any]:
     """The context in which networks run: bf16 inside them where asked for, weights and results stay float32."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+@contextmanager
+def one_thread() -> Generator[None]:
+    """One thread of computation: for small tensors a second one is only waited for, and waits for whoever else runs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -67,7 +67,8 @@ class Bound:
     @property
     def standard_error(self) -> float:
         """Of the mean over the samples, which carry the noise of the drawn times with them; NaN for one sample."""
-        return self.total.std().item() / math.sqrt(self.total.numel())
+        count = self.total.numel()
+        return self.total.std().item() / math.sqrt(count) if count > 1 else math.nan
 
 
 def bits_per_dim(
@@ -103,7 +104,8 @@ def bits_per_dim(
         ``Bound``, each part of shape (b,), prior and diffusion non-negative in expectation.
 
     Raises:
-        ValueError: if steps or draws < 1, draws > T - 1, or data is not finite or not of the process's kind.
+        ValueError: if steps or draws < 1, draws > T - 1, the first log-SNR is below the last, or data is not finite or
+            not of the process's kind.
 
     Source: Sohl-Dickstein et al. 2015, arXiv:1503.03585, Sec. 2.4; Ho et al. 2020, arXiv:2006.11239, Eq. 5; Kingma et
         al. 2021, arXiv:2107.00630, Sec. 4 (finite and infinite T in one expression).
@@ -143,8 +145,9 @@ def bits_per_dim(
         terms.append(term.flatten(1).sum(1).double().cpu() * weight * bits)
         errors.append(_squared_error(belief, data))
         progress(2 + i, calls)
-    end = schedule.at(_scalar(1.0))
-    prior = process.marginal(data, end).kl(process.prior(data)).flatten(1).sum(1).double().cpu()
+    with torch.no_grad():
+        end = schedule.at(_scalar(1.0))
+        prior = process.marginal(data, end).kl(process.prior(data)).flatten(1).sum(1).double().cpu()
     none = prior.new_zeros(count, 0)
     return Bound(
         prior=prior * bits,
@@ -189,18 +192,19 @@ def rate_distortion(bound: Bound) -> tuple[RatePoint, ...]:
         bound: with every term of a chain (``draws=None``).
 
     Raises:
-        ValueError: if the bound's times differ between samples.
+        ValueError: if the bound's times are not all those of a chain.
 
     Source: Ho et al. 2020, arXiv:2006.11239, Sec. 4.3, Table 4.
     """
-    if not bool((bound.times == bound.times[:1]).all()):
+    steps = bound.times.shape[1] + 1
+    grid = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+    if not bool(((bound.times - grid[1:]).abs() < 1e-9).all()):
         raise ValueError("a rate-distortion table needs every term of a chain; leave out draws and give steps")
     rate = bound.prior.mean() + torch.cat([torch.zeros(1), bound.steps.mean(0).flip(0).cumsum(0)])
     errors = torch.cat([bound.first_squared_error.mean()[None], bound.squared_error.mean(0)]).flip(0).sqrt()
-    times = torch.cat([bound.times[0, :1] / 2, bound.times[0]]).flip(0)  # t_1 is half of t_2
     return tuple(
         RatePoint(t=t.item(), rate=bits.item(), distortion=error.item())
-        for t, bits, error in zip(times, rate, errors, strict=True)
+        for t, bits, error in zip(grid.flip(0), rate, errors, strict=True)
     )
 
 
@@ -260,7 +264,8 @@ def flow_log_prob(
         solver: fourth-order Runge-Kutta if left out.
 
     Raises:
-        ValueError: if steps < 2, probes < 1, or data is not finite.
+        ValueError: if steps < 2, probes < 1, the first log-SNR is not above the last, or data is not finite or not on
+            the process's grey levels.
 
     Source: Song et al. 2021, arXiv:2011.13456, Eqs. 39-40; Grathwohl et al. 2019, arXiv:1810.01367 (Hutchinson); Theis
         et al. 2016, arXiv:1511.01844, Sec. 3.1 (dequantisation).
@@ -271,10 +276,12 @@ def flow_log_prob(
     schedule, size = process.schedule, data[0].numel()
     first = min(log_snr[0], _nearest_data(schedule))
     last = max(log_snr[1], schedule.at(_scalar(1.0)).log_snr.item())
+    _require_fall(first, last)
     end = _of_log_snr(schedule, last)
     prior = Normal(mean=torch.zeros_like(data), std=torch.hypot(end.alpha, end.sigma))
     volume = 0.0
     if process.levels is not None:
+        process.decode_log_prob(data, data, end, Estimate(x0=data))  # refuses what lies off the levels
         width = 2 / (process.levels - 1)
         data = data + width * (noise.at(0).uniform(data) - 0.5)
         volume = size * math.log(width)
@@ -339,7 +346,7 @@ def _trace(value: Tensor, variable: Tensor, probes: Sequence[Tensor] | None) -> 
         flat = value.flatten(1)
         rows = (torch.autograd.grad(flat[:, i].sum(), variable, retain_graph=True)[0] for i in range(flat.shape[1]))
         return torch.stack([row.flatten(1)[:, i] for i, row in enumerate(rows)]).sum(0)
-    total = torch.zeros_like(value[:, 0].flatten(1)[:, 0])
+    total = value.new_zeros(value.shape[0])
     for probe in probes:
         (row,) = torch.autograd.grad(value, variable, probe, retain_graph=True)
         total = total + (row * probe).flatten(1).sum(1)
@@ -381,6 +388,7 @@ def _continuous_times(
     squared error.
     """
     last = max(schedule.at(_scalar(1.0)).log_snr.item(), -20.0)
+    _require_fall(first, last)
     shares = torch.stack([noise.at(k).uniform(torch.zeros(count, dtype=torch.float64)) + k for k in range(draws)])
     times = schedule.time_of(first + (last - first) * shares / draws)
     return [(t, (first - last) / draws) for t in times]
@@ -396,6 +404,13 @@ def _nearest_data(schedule: Schedule) -> float:
 
 def _of_log_snr(schedule: Schedule, log_snr: float) -> Level:
     return schedule.at(schedule.time_of(_scalar(log_snr)))
+
+
+def _require_fall(first: float, last: float) -> None:
+    if not first > last:
+        raise ValueError(
+            f"the log-SNR falls from data to noise, got {first:.4g} first and {last:.4g} last; 13.3 is a usual first"
+        )
 
 
 def _scalar(value: float) -> Time:

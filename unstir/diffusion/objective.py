@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from jaxtyping import Float
@@ -106,10 +106,18 @@ class WeightEDM:
     Args:
         sigma_data: d.
 
+    Raises:
+        ValueError: unless sigma_data is positive.
+
     Source: Karras et al. 2022, arXiv:2206.00364, Table 1 (lambda = 1/c_out^2).
     """
 
     sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse data without spread."""
+        if not self.sigma_data > 0:
+            raise ValueError(f"sigma_data is a standard deviation, got {self.sigma_data}; 0.5 suits pictures")
 
     def __call__(self, level: Level) -> Time:
         """The weight."""
@@ -147,15 +155,26 @@ class Huber:
     Args:
         delta: where it straightens, in units of the weighted error.
 
+    Raises:
+        ValueError: unless delta is positive.
+
     Source: Huber 1964, "Robust estimation of a location parameter" (twice his function, so that 1 is ``squared``).
     """
 
     delta: float = 1.0
 
+    def __post_init__(self) -> None:
+        """Refuse a cost that is 0, or falls."""
+        if not self.delta > 0:
+            raise ValueError(f"Huber's delta must be positive, got {self.delta}; 1 is usual")
+
     def __call__(self, error: X) -> X:
         """The cost."""
         size = error.abs()
         return torch.where(size <= self.delta, error.square(), 2 * self.delta * size - self.delta**2)
+
+
+DISTANCES: dict[str, Distance] = {"squared": squared, "l1": absolute, "huber": Huber()}
 
 
 class Times(Protocol):
@@ -236,13 +255,14 @@ class LogitNormalTimes(Times):
 
     def density(self, schedule: Schedule, t: Time) -> Time:
         """The mixture of 1 and N(logit t; mean, std^2)/(t (1 - t))."""
+        t = t.clamp(max=1 - 2**-53)  # the logit of 1 is infinite
         normal = _normal_density(torch.logit(t), self.mean, self.std) / (t * (1 - t))
         return self.uniform + (1 - self.uniform) * normal
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogNormalTimes(Times):
-    """Times at which log(sigma/alpha) is normal: EDM's density of noise levels, on any schedule.
+    """Times at which log(sigma/alpha) is normal, within what the schedule has: EDM's density of noise levels.
 
     Args:
         mean: P_mean.
@@ -264,13 +284,27 @@ class LogNormalTimes(Times):
 
     def draw(self, schedule: Schedule, count: int, noise: Noise) -> Time:
         """One time a sample."""
-        log_ratio = self.mean + self.std * noise.normal(torch.zeros(count, dtype=torch.float64))
-        return schedule.time_of(-2 * log_ratio)
+        low, high = self._shares(schedule)
+        share = low + (high - low) * noise.uniform(torch.zeros(count, dtype=torch.float64))
+        log_snr = -2 * (self.mean + self.std * cast(Tensor, torch.special.ndtri(share)))
+        return schedule.time_of(log_snr.clamp(*_log_snr_ends(schedule)))
 
     def density(self, schedule: Schedule, t: Time) -> Time:
-        """N(log(sigma/alpha); mean, std^2) |d log(sigma/alpha)/dt|."""
+        """N(log(sigma/alpha); mean, std^2) |d log(sigma/alpha)/dt|, over what of the normal the schedule has."""
         level = schedule.at(t)
-        return _normal_density(-level.log_snr / 2, self.mean, self.std) * -level.dlog_snr / 2
+        low, high = self._shares(schedule)
+        return _normal_density(-level.log_snr / 2, self.mean, self.std) * -level.dlog_snr / 2 / (high - low)
+
+    def _shares(self, schedule: Schedule) -> tuple[float, float]:
+        low, high = (
+            0.5 * math.erfc((self.mean + log_snr / 2) / self.std / math.sqrt(2))
+            for log_snr in reversed(_log_snr_ends(schedule))
+        )
+        if not high > low:
+            raise ValueError(
+                f"the schedule has no level with log(sigma/alpha) near {self.mean} +- {self.std}; move the mean"
+            )
+        return low, high
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,8 +343,8 @@ class LogSNRTimes(Times):
         return torch.where(inside, -level.dlog_snr / (high - low), 0.0)
 
     def _ends(self, schedule: Schedule) -> tuple[float, float]:
-        ends = schedule.at(torch.tensor([1.0, 1e-12], dtype=torch.float64)).log_snr.detach()
-        return max(self.low, ends[0].item()), min(self.high, ends[1].item())
+        low, high = _log_snr_ends(schedule)
+        return max(self.low, low), min(self.high, high)
 
 
 class LossAwareTimes(Times):
@@ -386,7 +420,7 @@ class LossAwareTimes(Times):
 
 def unbiased(weight: Weight, times: Times, schedule: Schedule) -> Weight:
     """The weight divided by the density of times: the mean loss is then that of uniform times, whatever is drawn."""
-    return lambda level: weight(level) / times.density(schedule, level.t)
+    return lambda level: weight(level) / times.density(schedule, level.t).detach()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -451,7 +485,7 @@ class VariationalBound:
             1/T, ..., 1.
 
     Raises:
-        ValueError: if num_steps < 1.
+        ValueError: if num_steps < 1, or times are of another number of steps.
 
     Source: Sohl-Dickstein et al. 2015, arXiv:1503.03585, Eqs. 13-14; Ho et al. 2020, arXiv:2006.11239, Eq. 5; Kingma et
         al. 2021, arXiv:2107.00630, Eq. 17.
@@ -464,6 +498,9 @@ class VariationalBound:
         """Refuse a chain without steps."""
         if self.num_steps is not None and self.num_steps < 1:
             raise ValueError(f"a chain needs at least 1 step, got {self.num_steps}")
+        own: int | None = getattr(self.times, "num_steps", self.num_steps)
+        if own != self.num_steps:
+            raise ValueError(f"the bound has num_steps={self.num_steps}, but its times {own}; make them equal")
 
     @property
     def density(self) -> Times:
@@ -488,7 +525,8 @@ class VariationalBound:
             term = self.num_steps * _chain_term(process, belief, x0, x_t, level, self.num_steps)
         end = schedule.at(torch.ones((), dtype=torch.float64))
         prior = process.marginal(x0, end).kl(process.prior(x0)).flatten(1).mean(1)
-        cost = term / self.density.density(schedule, level.t).to(term)
+        # What was drawn is held fixed, as the noise is: a learned schedule gets no gradient through the density.
+        cost = term / self.density.density(schedule, level.t).detach().to(term)
         self.density.learn(level.t, term)
         return Loss(per_sample=cost + prior, parts=_parts(belief.x0 - x0, level))
 
@@ -567,6 +605,8 @@ def _own_belief(
 def _chain_term(process: Process, belief: Estimate, x0: X, x_t: X, level: Level, num_steps: int) -> Float[Tensor, "b"]:
     """The bound's term of the step that each sample stands at, in nats per element."""
     index = (level.t * num_steps).round()
+    if bool(((level.t * num_steps - index).abs() > 1e-6).any()):
+        raise ValueError(f"a chain of {num_steps} steps has times i/{num_steps} only; draw them with UniformTimes")
     is_first = index <= 1
     term = x_t.new_zeros(x_t.shape[0])
     for rows in (is_first, ~is_first):
@@ -589,6 +629,12 @@ def _chain_term(process: Process, belief: Estimate, x0: X, x_t: X, level: Level,
 
 def _parts(error: X, level: Level) -> dict[str, Float[Tensor, "b"]]:
     return {"x0_error": error.detach().square().flatten(1).mean(1), "log_snr": level.log_snr.detach()}
+
+
+def _log_snr_ends(schedule: Schedule) -> tuple[float, float]:
+    """The lowest and the highest log-SNR of a schedule, the latter just beside the data."""
+    low, high = floats(schedule.at(torch.tensor([1.0, 1e-12], dtype=torch.float64)).log_snr.detach())
+    return low, high
 
 
 def _normal_density(x: Tensor, mean: float, std: float) -> Tensor:

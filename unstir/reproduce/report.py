@@ -7,13 +7,12 @@ Does not know: any experiment.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from unstir.device import one_thread as one_thread
 
 Advance = Callable[[str, int, int], None]
 """(stage of the work, steps done, steps in all): called often."""
@@ -64,17 +63,6 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     if len(values) < 2:
         return mean, math.nan
     return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
-
-
-@contextmanager
-def one_thread() -> Generator[None]:
-    """One thread of computation: for small tensors a second one is only waited for, and waits for whoever else runs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def plots() -> Any:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 
 from unstir import __version__
 from unstir.config import choose
+from unstir.device import one_thread
 from unstir.diffusion.samplers import SAMPLERS, Sampler
 from unstir.verify.outcome import Outcome, Status, made, not_applicable
 from unstir.verify.statements import STATEMENTS
@@ -122,7 +122,7 @@ def verify(checks: Sequence[Check], progress: Callable[[float, str], None] | Non
     """
     started = time.perf_counter()
     rows: list[Row] = []
-    with _one_thread():
+    with one_thread():
         for i, check in enumerate(checks):
             if progress is not None:
                 progress(i, f"{check.id} {_name(check.case)}")
@@ -169,14 +169,3 @@ def _versions() -> dict[str, str]:
     if "diffusers" in sys.modules:
         versions["diffusers"] = str(sys.modules["diffusers"].__version__)
     return versions
-
-
-@contextmanager
-def _one_thread() -> Generator[None]:
-    """Tensors here hold a few numbers: a second thread would only be waited for."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
