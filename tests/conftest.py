@@ -9,7 +9,16 @@ import torch
 from hypothesis import settings
 
 from unstir.diffusion.process import GaussianProcess
-from unstir.diffusion.schedule import Cosine, LinearBeta, RectifiedFlow, Schedule, Tabulated, linear_betas
+from unstir.diffusion.schedule import (
+    Cosine,
+    LinearBeta,
+    LogLinear,
+    RectifiedFlow,
+    Schedule,
+    Sigmoid,
+    Tabulated,
+    linear_betas,
+)
 
 # Tensors here are tiny: a second thread costs more than it brings, and the tests themselves run side by side.
 torch.set_num_threads(1)
@@ -22,6 +31,9 @@ SCHEDULES: dict[str, Schedule] = {
     "linear": LinearBeta(),
     "cosine": Cosine(),
     "flow": RectifiedFlow(),
+    "shifted flow": RectifiedFlow(shift=3.0),
+    "sigmoid": Sigmoid(),
+    "log-linear": LogLinear(),
     "table": Tabulated.from_betas(linear_betas(1000)),
 }
 ZERO_SNR: dict[str, Schedule] = {"zero-snr-table": Tabulated(table=(0.9, 0.5, 0.1, 0.0))}
@@ -29,13 +41,13 @@ ZERO_SNR: dict[str, Schedule] = {"zero-snr-table": Tabulated(table=(0.9, 0.5, 0.
 
 @pytest.fixture(params=SCHEDULES.values(), ids=SCHEDULES.keys(), scope="session")
 def schedule(request: pytest.FixtureRequest) -> Schedule:
-    """The four kinds of schedule in turn."""
+    """Each kind of schedule in turn."""
     return request.param
 
 
 @pytest.fixture(scope="session")
 def process(schedule: Schedule) -> GaussianProcess:
-    """A Gaussian process on each of the four schedules in turn."""
+    """A Gaussian process on each of the schedules in turn."""
     return GaussianProcess(schedule=schedule)
 
 

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from unstir.codec import CODECS, BitPlanes, Identity
 from unstir.config import from_dict, override, read_json, to_dict
-from unstir.diffusion.objective import LogitNormalTimes, LogNormalTimes, LogSNRTimes, UniformTimes
 from unstir.diffusion.parameterization import (
     PARAMETERIZATIONS,
     FixedLarge,
@@ -38,6 +37,7 @@ from unstir.diffusion.schedule import (
     Tabulated,
     VarianceExploding,
 )
+from unstir.diffusion.times import LogitNormalTimes, LogNormalTimes, LogSNRTimes, UniformTimes
 from unstir.model import ModelConfig, SamplingDefaults
 from unstir.nn import NETWORKS, DiTConfig, UNetConfig
 from unstir.nn.text import TextConfig

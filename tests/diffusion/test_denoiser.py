@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 from unstir.diffusion.denoiser import NetworkDenoiser
 from unstir.diffusion.noise import KeyedNoise
-from unstir.diffusion.parameterization import Affine, PredictFlow, PredictV
+from unstir.diffusion.parameterization import (
+    FixedLarge,
+    LearnedRange,
+    Parameterization,
+    PredictEDM,
+    PredictFlow,
+    PredictV,
+    PredictX0,
+)
 from unstir.diffusion.process import Estimate, GaussianProcess
 from unstir.diffusion.schedule import Cosine, Level, RectifiedFlow, Schedule, Tabulated
 from unstir.verify.oracles import GaussianOracle, MixtureOracle, kolmogorov, observed_orders
@@ -78,7 +86,7 @@ class WithVariance(PredictV):
         return Estimate(x0=super().decode(output, x_t, level).x0, variance_fraction=torch.sigmoid(output))
 
 
-def build(network: Toy, parameterization: Affine | None = None) -> NetworkDenoiser[Words]:
+def build(network: nn.Module, parameterization: Parameterization | None = None) -> NetworkDenoiser[Words]:
     return NetworkDenoiser(network, GaussianProcess(schedule=Cosine()), parameterization or PredictV())
 
 
@@ -208,6 +216,128 @@ def test_a_half_precision_network_gives_a_belief_of_the_samples_type() -> None:
 
     belief = build(Half()).given(words(2))(batch(2).float(), shared())
     assert belief.x0.dtype == torch.float32
+
+
+@pytest.mark.parametrize("network_type", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sample_type", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_network_computes_in_the_type_of_its_weights(
+    network_type: torch.dtype, sample_type: torch.dtype, count: int
+) -> None:
+    """x is handed over in the type of the weights, and what is said is decoded in that of x_t: in float64 x0 = alpha
+    x_t - sigma v holds to 1e-15 for the very v that was said.
+    """
+
+    class Typed(Toy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heard: list[torch.dtype] = []
+            self.said: list[Tensor] = []
+
+        def forward(self, x: Tensor, scalar: Tensor, condition: Words) -> Tensor:
+            self.heard += [x.dtype, scalar.dtype]
+            self.said.append(torch.tanh(self.weight * x))
+            return self.said[-1]
+
+    network = Typed().to(network_type)
+    x, level = batch(count).to(sample_type), shared()
+    belief = build(network).given(words(count))(x, level).x0
+    assert network.heard == [network_type, torch.float32]
+    assert network.said[0].dtype == network_type
+    assert belief.dtype == sample_type
+    v = network.said[0][:count].to(sample_type)
+    expected = level.alpha * x - level.sigma * v
+    torch.testing.assert_close(belief, expected, rtol=0, atol=1e-15 if sample_type == torch.float64 else 1e-6)
+
+
+class Parrot(nn.Module):
+    """A network without weights that says its first channels, and writes down what it heard."""
+
+    in_channels = out_channels = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[Tensor] = []
+
+    def forward(self, x: Tensor, scalar: Tensor, condition: Words) -> Tensor:
+        self.heard.append(x)
+        return x[:, : self.out_channels]
+
+
+def self_conditioned(network: nn.Module, parameterization: Parameterization | None = None) -> NetworkDenoiser[Words]:
+    process = GaussianProcess(schedule=Cosine())
+    return NetworkDenoiser(network, process, parameterization or PredictX0(), is_self_conditioned=True)
+
+
+@LEVELS
+def test_a_network_without_weights_hears_the_samples_type(level_of: Callable[[int], Level]) -> None:
+    """Nothing to tell another type by: x as it is; without self-conditioning ``previous`` is not read."""
+    parrot = Parrot()
+    build(parrot, PredictX0())(batch(3), level_of(3), words(3), batch(3))
+    assert torch.equal(parrot.heard[0], batch(3))
+
+
+@LEVELS
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_self_conditioned_network_reads_its_last_belief(level_of: Callable[[int], Level], count: int) -> None:
+    """The last belief is joined to x on channels, zeros where there is none (Chen et al. 2023, Sec. 3.2)."""
+    parrot, previous = Parrot(), batch(count).flip(0)
+    denoiser, x = self_conditioned(parrot), batch(count)
+    first = denoiser(x, level_of(count), words(count))
+    second = denoiser(x, level_of(count), words(count), previous)
+    assert torch.equal(parrot.heard[0], torch.cat([x, torch.zeros_like(x)], 1))
+    assert torch.equal(parrot.heard[1], torch.cat([x, previous], 1))
+    assert torch.equal(first.x0, second.x0)
+
+
+@LEVELS
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_previous_beliefs_reach_every_row(level_of: Callable[[int], Level], count: int) -> None:
+    """given and given_pair hand ``previous`` on: to a padded single row, to the strong, and to both halves of a pair."""
+    parrot, x, previous = Parrot(), batch(count), batch(count).flip(0) + 1
+    denoiser, level = self_conditioned(parrot), level_of(count)
+    joined = torch.cat([x, previous], 1)
+    denoiser.given(words(count))(x, level, previous)
+    pair = denoiser.given_pair(words(count), words(count))
+    pair.strong(x, level, previous)
+    pair.both(x, level, previous)
+    pair.both(x, level)
+    alone = torch.cat([joined, joined]) if count == 1 else joined
+    for heard, expected in zip(parrot.heard[:2], (alone, alone), strict=True):
+        assert torch.equal(heard, expected)
+    assert torch.equal(parrot.heard[2], torch.cat([joined, joined]))
+    assert bool((parrot.heard[3][:, 2:] == 0).all())
+
+
+def test_a_last_belief_is_read_in_the_networks_terms() -> None:
+    """Types are brought together, and what ``encode`` does to x it does not do to the belief, which is x0 itself."""
+    parrot, x, level = Parrot(), batch(2).float(), each(2)
+    kind = PredictEDM()
+    self_conditioned(parrot, kind)(x, level, words(2), batch(2))
+    assert torch.equal(parrot.heard[0][:, :2], kind.encode(x, level)[0])
+    assert torch.equal(parrot.heard[0][:, 2:], batch(2).float())
+
+
+@pytest.mark.parametrize("kind", [FixedLarge(mean=PredictV()), LearnedRange(mean=PredictV())], ids=["fixed", "learned"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_variances_of_a_pair_stay_with_their_rows(kind: Parameterization, count: int) -> None:
+    """A variance for all is handed on as it is, one an element is cut to its rows."""
+
+    class Wide(Toy):
+        def forward(self, x: Tensor, scalar: Tensor, condition: Words) -> Tensor:
+            said = super().forward(x, scalar, condition)
+            return torch.cat([said, 2 * said], 1) if kind.outputs == 2 else said
+
+    denoiser, x = build(Wide(), kind), batch(count)
+    single = denoiser.given(words(count))(x, shared())
+    strong, weak = denoiser.given_pair(words(count), words(count, offset=0.5)).both(x, shared())
+    for belief in (single, strong, weak):
+        fraction = belief.variance_fraction
+        assert fraction == 1.0 if kind.outputs == 1 else torch.as_tensor(fraction).shape == x.shape
+    torch.testing.assert_close(strong.x0, single.x0)
+    if kind.outputs == 2:
+        torch.testing.assert_close(strong.variance_fraction, single.variance_fraction)
+        assert not torch.equal(torch.as_tensor(weak.variance_fraction), torch.as_tensor(single.variance_fraction))
 
 
 # The oracles.

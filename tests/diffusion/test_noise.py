@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unstir.diffusion.noise import KeyedNoise
-from unstir.verify.oracles import kolmogorov
+from unstir.diffusion.noise import BlockNoise, KeyedNoise, OffsetNoise
+from unstir.typing import Noise
+from unstir.verify.oracles import GivenNoise, kolmogorov
 
 KEYS = st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=4)
 KINDS = pytest.mark.parametrize("kind", ["normal", "uniform"])
@@ -130,3 +131,143 @@ def test_an_integer_is_its_value() -> None:
             return
         raise
     assert torch.equal(drawn, KeyedNoise.from_seeds([3]).normal(like))
+
+
+# Blocks.
+
+
+@KINDS
+@given(KEYS, st.integers(1, 30), st.data())
+def test_a_row_of_a_block_does_not_depend_on_the_others(
+    kind: str, key: list[int], count: int, data: st.DataObject
+) -> None:
+    """Rows i to j of a block are those of any longer block, and of the block that ``rows`` chooses."""
+    block = BlockNoise(key=tuple(key), count=count)
+    drawn = getattr(block, kind)(torch.zeros(count, 2, 3))
+    i = data.draw(st.integers(0, count))
+    j = data.draw(st.integers(i, count))
+    part = block.rows(slice(i, j))
+    assert list(part.keys) == list(range(i, j))
+    assert torch.equal(getattr(part, kind)(torch.zeros(j - i, 2, 3)), drawn[i:j])
+    longer = BlockNoise(key=tuple(key), count=count + 5)
+    assert torch.equal(getattr(longer, kind)(torch.zeros(count + 5, 2, 3))[:count], drawn)
+    again = part.rows(slice(None, 1))
+    assert torch.equal(getattr(again, kind)(torch.zeros(len(again.keys), 2, 3)), drawn[i:j][:1])
+
+
+@KINDS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_block_has_no_state(kind: str, dtype: torch.dtype) -> None:
+    """Asking twice gives the same numbers, of the shape and type asked for (C20)."""
+    like, block = torch.zeros(3, 4, dtype=dtype), BlockNoise(key=(7, 1), count=3)
+    first = getattr(block, kind)(like)
+    assert (first.shape, first.dtype) == (like.shape, dtype)
+    assert torch.equal(first, getattr(block, kind)(like))
+    assert torch.equal(first, getattr(BlockNoise(key=(7,), count=3).at(1), kind)(like))
+
+
+def test_blocks_and_their_sub_keys_are_independent() -> None:
+    """Other keys, other sub-keys and other rows are uncorrelated (4 standard errors) and nowhere equal."""
+    root = BlockNoise(key=(1,), count=1)
+    blocks = [
+        root,
+        root.at(0),
+        root.at(1),
+        root.at(0, 0),
+        BlockNoise(key=(2,), count=1),
+        BlockNoise(key=(12,), count=1),
+    ]
+    drawn = [block.normal(torch.zeros(1, 20_000, dtype=torch.float64)) for block in blocks]
+    drawn.append(BlockNoise(key=(1,), count=2).normal(torch.zeros(2, 20_000, dtype=torch.float64))[1:])
+    correlation = numpy.corrcoef(torch.cat(drawn).numpy())
+    assert numpy.abs(correlation[~numpy.eye(len(drawn), dtype=bool)]).max() < 4 / math.sqrt(20_000)
+    assert all(not bool((a == b).any()) for i, a in enumerate(drawn) for b in drawn[:i])
+
+
+@given(KEYS, st.integers(0, 9), st.integers(0, 6))
+def test_rows_and_at_of_a_block_commute(key: list[int], sub: int, start: int) -> None:
+    """``rows`` picks rows, ``at`` appends to the key, in either order; at(1).at(2) = at(1, 2)."""
+    block = BlockNoise(key=tuple(key), count=6)
+    assert block.rows(slice(start, None)).at(sub) == block.at(sub).rows(slice(start, None))
+    assert block.at(sub).at(3) == block.at(sub, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_blocks_have_the_laws_they_promise(dtype: torch.dtype) -> None:
+    """Uniform in [0, 1) and standard normal, by Kolmogorov's test."""
+    block, like = BlockNoise(key=(3,), count=200), torch.zeros(200, 100, dtype=dtype)
+    u = block.at(0).uniform(like)
+    assert u.min().item() >= 0
+    assert u.max().item() < 1
+    assert kolmogorov(u) < LIMIT
+    assert kolmogorov(torch.special.ndtr(block.at(1).normal(like).double())) < LIMIT
+    coarse = block.uniform(torch.zeros(200, 100, dtype=torch.bfloat16))
+    assert coarse.max().item() < 1
+
+
+@KINDS
+def test_a_block_is_for_its_own_rows(kind: str) -> None:
+    """ValueError where rows and samples differ in number, and for rows that are not consecutive."""
+    block = BlockNoise(key=(1,), count=4)
+    with pytest.raises(ValueError, match="for 4 samples, but the batch has 3"):
+        getattr(block, kind)(torch.zeros(3, 2))
+    with pytest.raises(ValueError, match="consecutive"):
+        block.rows(slice(0, 4, 2))
+
+
+# Offsets.
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.1, 1.5])
+def test_offset_noise_has_its_variances(strength: float) -> None:
+    """Of variance 1 + strength^2 in every element, covariance strength^2 within a channel, 0 across channels and
+    samples (Guttenberg 2023); 4 standard errors.
+    """
+    count = 4000
+    noise = OffsetNoise(base=BlockNoise(key=(5,), count=count), strength=strength)
+    drawn = noise.normal(torch.zeros(count, 2, 3, dtype=torch.float64)).flatten(1)
+    covariance = torch.cov(drawn.T)
+    expected = torch.eye(6, dtype=torch.float64)
+    for channel in (slice(0, 3), slice(3, 6)):
+        expected[channel, channel] += strength**2
+    error = 4 * math.sqrt(2 / count) * (1 + strength**2)
+    torch.testing.assert_close(covariance, expected, rtol=0, atol=error)
+    assert drawn.mean(0).abs().max().item() < 4 * math.sqrt((1 + strength**2) / count)
+    lagged = (drawn[1:, 0] * drawn[:-1, 0]).mean().item()
+    assert abs(lagged) < 4 * (1 + strength**2) / math.sqrt(count)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 5)])
+def test_numbers_without_sites_are_not_shifted(shape: tuple[int, ...]) -> None:
+    """Nothing to spoil as a whole: the base's own numbers; ``uniform`` is the base's always."""
+    base = KeyedNoise.from_seeds([1, 2, 3])
+    noise = OffsetNoise(base=base, strength=3.0)
+    like = torch.zeros(shape)
+    assert torch.equal(noise.normal(like), base.normal(like))
+    pictures = torch.zeros(3, 2, 4, 4)
+    assert torch.equal(noise.uniform(pictures), base.uniform(pictures))
+    assert not torch.equal(noise.normal(pictures), base.normal(pictures))
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 4), (3, 2, 4, 5), (3, 2, 4, 5, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_channel_is_shifted_as_a_whole(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """The shift is one number a channel and a sample, whatever the sites, independent of the base's numbers."""
+    base: Noise = KeyedNoise.from_seeds([1, 2, 3])
+    like = torch.zeros(shape, dtype=dtype)
+    drawn = OffsetNoise(base=base, strength=0.5).normal(like)
+    assert (drawn.shape, drawn.dtype) == (like.shape, dtype)
+    shift = (drawn - base.normal(like)).flatten(2)
+    torch.testing.assert_close(shift, shift[..., :1].expand_as(shift), rtol=0, atol=1e-6)
+    assert len(set(shift[..., 0].flatten().tolist())) == 6
+    ones = OffsetNoise(base=GivenNoise(value=torch.ones(())), strength=0.5)
+    torch.testing.assert_close(ones.normal(like), torch.full_like(like, 1.5))
+
+
+def test_offsets_of_rows_and_sub_keys() -> None:
+    """``rows`` and ``at`` reach through to the base: a row's shift is its key's alone."""
+    noise = OffsetNoise(base=KeyedNoise.from_seeds([4, 5, 6]), strength=0.7)
+    like = torch.zeros(3, 2, 4)
+    assert torch.equal(noise.rows(slice(1, 2)).normal(like[1:2]), noise.normal(like)[1:2])
+    assert noise.at(3) == OffsetNoise(base=noise.base.at(3), strength=0.7)
+    assert noise.at(3).rows(slice(0, 2)) == noise.rows(slice(0, 2)).at(3)

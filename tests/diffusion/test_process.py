@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
 
+import mpmath
 import numpy
 import pytest
 import torch
@@ -11,8 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unstir.diffusion.noise import KeyedNoise
-from unstir.diffusion.process import Estimate, GaussianProcess
-from unstir.diffusion.schedule import Cosine, Level, RectifiedFlow, Schedule, Tabulated, linear_betas
+from unstir.diffusion.process import PROCESSES, BinomialProcess, Estimate, GaussianProcess, require_data
+from unstir.diffusion.schedule import (
+    Cosine,
+    Level,
+    LinearBeta,
+    RectifiedFlow,
+    Schedule,
+    Tabulated,
+    VarianceExploding,
+    linear_betas,
+)
 from unstir.verify.oracles import kolmogorov
 
 T = 20
@@ -222,6 +234,27 @@ def test_prior_is_where_the_chain_ends(any_process: GaussianProcess) -> None:
     torch.testing.assert_close(gap, -t.sigma.log().expand(2, 3), rtol=0, atol=1e-15)
 
 
+@given(st.floats(0.1, 200))
+def test_the_prior_of_exploding_variance_is_as_wide_as_it(sigma_max: float) -> None:
+    """N(0, 1 + sigma_max^2): what data of unit variance would become."""
+    x = torch.zeros(2, 3)
+    std = GaussianProcess(schedule=VarianceExploding(sigma_max=sigma_max)).prior(x).std
+    assert torch.as_tensor(std).item() == pytest.approx(math.sqrt(1 + sigma_max**2), rel=1e-14)
+
+
+@given(rising(2), VALUE, VALUE)
+def test_exploding_variance_is_ancestral_smld(times: tuple[float, ...], x0: float, x_t: float) -> None:
+    """mean = x_t sigma_s^2/sigma_t^2 + x0 (1 - sigma_s^2/sigma_t^2), variance sigma_s^2 (sigma_t^2 -
+    sigma_s^2)/sigma_t^2 (Song et al. 2021, Appendix F).
+    """
+    process = GaussianProcess(schedule=VarianceExploding(sigma_max=50.0))
+    s, t = levels(process, *times)
+    small, large = (50 * times[0]) ** 2, (50 * times[1]) ** 2
+    back = process.reverse(one(x_t), t, s, Estimate(x0=one(x0)))
+    assert back.mean.item() == pytest.approx(x_t * small / large + x0 * (1 - small / large), abs=1e-12)
+    assert torch.as_tensor(back.std).item() ** 2 == pytest.approx(small * (large - small) / large, rel=1e-10)
+
+
 @pytest.mark.parametrize(("s", "t"), [(0.5, 0.5), (0.6, 0.5)])
 def test_refuses_steps_that_go_nowhere(process: GaussianProcess, s: float, t: float) -> None:
     """ValueError unless s < t, and where any one sample of a batch has s >= t."""
@@ -286,3 +319,232 @@ def test_coarse_samples_still_get_their_noise(process: GaussianProcess, dtype: t
         x_t = process.marginal(x0, process.schedule.at(t)).sample(KeyedNoise.from_seeds([0, 1]))
         assert x_t.dtype == dtype
         assert bool((x_t != x0).any())
+
+
+# The last step.
+
+
+def grey(count: int) -> torch.Tensor:
+    """All grey levels from -1 to 1, in a row."""
+    return (torch.arange(count, dtype=torch.float64) * 2 / (count - 1) - 1)[None]
+
+
+def exact_decoder(data: float, mean: float, variance: float, count: int) -> float:
+    """log of the mass of N(mean, variance) halfway to the neighbours, all of the tail at either end (Ho et al. 2020,
+    Eq. 13), with 50 digits.
+    """
+    with mpmath.workdps(50):
+        half, std = mpmath.mpf(1) / (count - 1), mpmath.sqrt(mpmath.mpf(variance))
+        a = -mpmath.inf if data <= -1 + float(half) else (mpmath.mpf(data) - half - mean) / std
+        b = mpmath.inf if data >= 1 - float(half) else (mpmath.mpf(data) + half - mean) / std
+        if a > 0:
+            a, b = -b, -a
+        root = mpmath.sqrt(2)
+        return float(mpmath.log((mpmath.erfc(-b / root) - mpmath.erfc(-a / root)) / 2))
+
+
+@given(st.floats(-1.3, 1.3), st.sampled_from([2, 3, 16, 256]), st.floats(0.001, 0.99))
+def test_grey_levels_are_a_law(process: GaussianProcess, mean: float, count: int, t: float) -> None:
+    """The probabilities of all grey levels sum to 1, whatever is believed."""
+    process = GaussianProcess(schedule=process.schedule, levels=count)
+    first, above = levels(process, t, t + 0.005)
+    data = grey(count)
+    belief = Estimate(x0=torch.full_like(data, mean))
+    logs = process.decode_log_prob(data, data, first, belief, above)
+    assert logs.exp().sum().item() == pytest.approx(1, abs=1e-11)
+
+
+@pytest.mark.parametrize("fraction", [None, 0.0, 0.5, 1.0, "tensor"])
+@pytest.mark.parametrize("has_above", [False, True])
+def test_the_decoder_is_ddpms(fraction: float | str | None, has_above: bool) -> None:
+    """log of the Gaussian's mass in each grey level's interval, with log-variance between beta_tilde_2 and beta_1;
+    without a level above it is beta_1 (Ho et al. 2020, Eq. 13; improved-diffusion's posterior_log_variance_clipped and
+    discretized_gaussian_log_likelihood, with the exact distribution function).
+    """
+    betas = numpy.array(linear_betas(1000))
+    bars = numpy.cumprod(1 - betas)
+    process = GaussianProcess(schedule=Tabulated.from_betas(betas.tolist()))
+    first, above = levels(process, 1 / 1000, 2 / 1000)
+    data = grey(256)[:, [0, 1, 2, 77, 128, 253, 254, 255]].repeat(2, 1)
+    mean = data + torch.tensor([[0.0], [0.03]], dtype=torch.float64)
+    share = 0.3 if isinstance(fraction, str) else fraction
+    given_fraction = torch.full_like(data, 0.3) if isinstance(fraction, str) else fraction
+    small = betas[1] * (1 - bars[0]) / (1 - bars[1])
+    variance = betas[0] ** (share or 0) * small ** (1 - (share or 0)) if has_above else betas[0]
+    belief = Estimate(x0=mean, variance_fraction=given_fraction)
+    got = process.decode_log_prob(data, data, first, belief, above if has_above else None)
+    for value, at, believed in zip(got.flatten(), data.flatten(), mean.flatten(), strict=True):
+        expected = exact_decoder(at.item(), believed.item(), variance, 256)
+        assert value.item() == pytest.approx(expected, rel=1e-9, abs=1e-10)
+
+
+def test_the_decoder_in_float32_is_that_of_float64(process: GaussianProcess) -> None:
+    """Pictures are float32: within 1e-3 nats of it a thousandth off the data, with a level a sample or one for all."""
+    for times in ((0.001, 0.002), (0.01, 0.02)):
+        data = grey(256).repeat(2, 1)
+        mean = data + 0.001 * torch.sin(40 * data)
+        exact = process.decode_log_prob(data, data, *levels_of(process, times[0], Estimate(x0=mean), times[1]))
+        for t, above in (levels(process, *times), [process.schedule.at(scalar(at).expand(2)) for at in times]):
+            got = process.decode_log_prob(data.float(), data.float(), t, Estimate(x0=mean.float()), above)
+            assert got.dtype == torch.float32
+            torch.testing.assert_close(got.double(), exact, rtol=1e-3, atol=1e-3)
+
+
+def levels_of(process: GaussianProcess, t: float, belief: Estimate, above: float) -> tuple[Level, Estimate, Level]:
+    return process.schedule.at(scalar(t)), belief, process.schedule.at(scalar(above))
+
+
+@pytest.mark.parametrize("fraction", [None, 0.4])
+def test_a_density_is_decoded_as_one(process: GaussianProcess, fraction: float | None) -> None:
+    """Without grey levels log N(x0; belief, v), v = beta = sigma_t^2 unless a fraction is given (documented)."""
+    process = GaussianProcess(schedule=process.schedule, levels=None)
+    t, above = levels(process, 0.01, 0.02)
+    data = torch.tensor([[-3.0, 0.123, 0.9]], dtype=torch.float64)
+    small, large = process.variances(process.schedule.at(scalar(0.0)), t, above)
+    assert large.item() == pytest.approx(t.sigma.item() ** 2, rel=1e-12)
+    variance = large if fraction is None else large**fraction * small ** (1 - fraction)
+    belief = Estimate(x0=data - 0.01, variance_fraction=fraction)
+    expected = -(0.01**2) / (2 * variance) - 0.5 * torch.log(2 * math.pi * variance)
+    got = process.decode_log_prob(data, data, t, belief, above)
+    torch.testing.assert_close(got, expected.expand(1, 3), rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("times", [[1 / T, 1.0], [1.0, 1 / T], [0.5, 1 / T]])
+def test_variances_of_a_batch_are_those_of_its_samples(process: GaussianProcess, times: list[float]) -> None:
+    """The stand-in for beta_tilde of the first step does not depend on what else is in the batch, the end included."""
+    t = torch.tensor(times, dtype=torch.float64)
+    here, there, above = (process.schedule.at(each) for each in ((t - 1 / T).clamp(min=0), t, (t + 1 / T).clamp(max=1)))
+    small, large = process.variances(here, there, above)
+    assert bool((small > 0).all())
+    for i in range(2):
+        one_small, one_large = process.variances(here[i], there[i], above[i])
+        assert (small[i].item(), large[i].item()) == pytest.approx((one_small.item(), one_large.item()), rel=1e-13)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda data: data + 0.002,  # half a level of 256
+        lambda data: data * 1.01,
+        lambda data: data * 2,
+        lambda data: (data + 1) * 127.5,  # bytes
+        lambda data: data * math.nan,
+        lambda data: torch.where(data > 0.9, math.inf, data),
+    ],
+)
+def test_refuses_data_off_the_grey_levels(make: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """ValueError with how far off, and what to do; float32's rounding of a level is no reason."""
+    process = GaussianProcess(schedule=Cosine())
+    (t,) = levels(process, 0.01)
+    data = grey(256)
+    process.decode_log_prob(data.float(), data.float(), t, Estimate(x0=data.float()))
+    with pytest.raises(ValueError, match=r"256 grey levels from -1 to 1, got values.*levels=None"):
+        process.decode_log_prob(make(data), data, t, Estimate(x0=data))
+
+
+@pytest.mark.parametrize("above", [0.01, 0.005])
+def test_refuses_a_level_above_that_is_not(above: float) -> None:
+    """ValueError unless t < above."""
+    process, data = GaussianProcess(schedule=Cosine()), grey(256)
+    first, wrong = levels(process, 0.01, above)
+    with pytest.raises(ValueError, match="s < t"):
+        process.decode_log_prob(data, data, first, Estimate(x0=data), wrong)
+
+
+@pytest.mark.parametrize("count", [1, 0, -3])
+def test_data_of_one_level_is_no_data(count: int) -> None:
+    """ValueError for fewer than 2 grey levels."""
+    with pytest.raises(ValueError, match=rf"at least 2, got {count}; give None"):
+        GaussianProcess(schedule=Cosine(), levels=count)
+
+
+# The limit of small steps.
+
+
+@pytest.mark.parametrize("t", [0.05, 0.3, 0.7, 0.98])
+def test_divergence_rate_is_the_limit_of_small_steps(process: GaussianProcess, t: float) -> None:
+    """KL(q || p)/h of a step from t to t - h tends to it as h falls, of first order in h, for beta_tilde (Kingma et al.
+    2021, Eq. 17); a table is differentiable between its points.
+    """
+    if isinstance(process.schedule, Tabulated):
+        t = (math.floor(t * 1000) + 0.5) / 1000
+    x_t = torch.tensor([[0.3, -1.2]], dtype=torch.float64)
+    x0, belief = torch.tensor([[0.9, -0.4]], dtype=torch.float64), torch.tensor([[0.1, 0.3]], dtype=torch.float64)
+    (there,) = levels(process, t)
+    rate = process.divergence_rate(x0, x_t, there, Estimate(x0=belief))
+    errors = []
+    for h in (4e-4, 2e-4, 1e-4):
+        here = process.schedule.at(scalar(t - h))
+        truth, model = (process.reverse(x_t, there, here, Estimate(x0=each)) for each in (x0, belief))
+        errors.append((truth.kl(model) / h - rate).abs() / rate)
+    assert errors[2].max().item() < 0.02
+    for coarse, fine in itertools.pairwise(errors):
+        assert bool(((coarse / fine - 2).abs() < 0.1).all())
+
+
+def test_divergence_rate_is_the_fall_of_the_snr(process: GaussianProcess) -> None:
+    """-1/2 dSNR/dt (x0 - belief)^2, with dSNR/dt = SNR dlog_snr/dt, one level a sample, float32 kept."""
+    level = process.schedule.at(torch.tensor([0.2, 0.9005], dtype=torch.float64))
+    x0, belief = torch.ones(2, 3), torch.full((2, 3), 0.5)
+    got = process.divergence_rate(x0, x0, level, Estimate(x0=belief))
+    expected = -0.5 * level.log_snr.exp() * level.dlog_snr * 0.25
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), expected[:, None].expand(2, 3), rtol=1e-5, atol=0)
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize("process", [GaussianProcess(schedule=Cosine()), BinomialProcess(schedule=Cosine())])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_refuses_samples_that_are_no_floats(process: GaussianProcess | BinomialProcess, dtype: torch.dtype) -> None:
+    """ValueError with the type that was given and what to do, from every method."""
+    x = torch.ones(2, 3).to(dtype)
+    s, t = (Cosine().at(scalar(value)) for value in (0.2, 0.6))
+    belief = Estimate(x0=torch.ones(2, 3))
+    calls: list[Callable[[], object]] = [
+        lambda: process.marginal(x, t),
+        lambda: process.kernel(x, s, t),
+        lambda: process.reverse(x, t, s, belief),
+        lambda: process.decode_log_prob(x, torch.ones(2, 3), t, belief),
+        lambda: require_data(x),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=rf"floating-point numbers, got {dtype}; convert with x.float"):
+            call()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_refuses_samples_that_are_not_finite(value: float) -> None:
+    """ValueError with how many of how many."""
+    x = torch.zeros(2, 3)
+    require_data(x)
+    x[0, :2] = value
+    with pytest.raises(ValueError, match=r"2 of 6 numbers.*broken pictures"):
+        require_data(x)
+
+
+def test_processes_by_name() -> None:
+    """The registry holds both."""
+    assert {"gaussian": GaussianProcess, "binomial": BinomialProcess} == PROCESSES
+
+
+@pytest.mark.parametrize("fraction", [0.3, 1.0, 1.7, torch.full((2, 3), 0.3), torch.full((2, 3), -0.5)])
+def test_float32_variances_are_those_of_float64(fraction: float | torch.Tensor) -> None:
+    """The reverse step in float32 at both ends of a thousand steps equals that in float64 to six digits."""
+    process = GaussianProcess(schedule=LinearBeta())
+    for s, t in ((0.001, 0.002), (0.998, 0.999)):
+        x_t, x0 = torch.full((2, 3), 0.4), torch.full((2, 3), -0.2)
+        for shape in ((), (2,)):
+            here, there = (process.schedule.at(scalar(at).expand(shape)) for at in (s, t))
+            coarse = process.reverse(x_t, there, here, Estimate(x0=x0, variance_fraction=fraction))
+            fine = process.reverse(x_t.double(), there, here, Estimate(x0=x0.double(), variance_fraction=fraction))
+            torch.testing.assert_close(coarse.mean.double(), fine.mean.double(), rtol=1e-6, atol=1e-6)
+            std = (
+                torch.as_tensor(coarse.std).double().expand(2, 3)
+                if torch.as_tensor(coarse.std).ndim == 0
+                else coarse.std
+            )
+            torch.testing.assert_close(
+                (std.double() * torch.ones(2, 3)), (fine.std * torch.ones(2, 3)).double(), rtol=1e-5, atol=0
+            )

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from unstir.condition import Condition
 from unstir.diffusion.denoiser import NetworkDenoiser
 from unstir.diffusion.noise import BlockNoise
-from unstir.diffusion.objective import Loss, Simple, UniformTimes, weight_x0
+from unstir.diffusion.objective import Loss, Simple, weight_x0
 from unstir.diffusion.parameterization import LearnedRange, PredictX0
 from unstir.diffusion.process import GaussianProcess
 from unstir.diffusion.schedule import Cosine
+from unstir.diffusion.times import UniformTimes
 from unstir.nn.mlp import MLP, MLPConfig
 from unstir.reproduce.fit import Fit, fit, in_chunks, seeded, unconditional
 from unstir.verify.oracles import GaussianOracle

@@ -7,11 +7,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from unstir.diffusion.objective import MinSNR, UniformTimes
+from unstir.diffusion.objective import MinSNR
 from unstir.diffusion.parameterization import PredictV
 from unstir.diffusion.process import Estimate
 from unstir.diffusion.samplers import DDIM
 from unstir.diffusion.schedule import Tabulated
+from unstir.diffusion.times import UniformTimes
 from unstir.verify import mathematics
 from unstir.verify.outcome import Outcome
 

@@ -66,8 +66,12 @@ class Normal:
         """The log-probability of low < x < high for every element, in nats; exact far out in the tails.
 
         With a and b the standardised bounds, log Phi(b) + log(1 - exp(log Phi(a) - log Phi(b))); intervals right of the
-        mean are mirrored, for Phi keeps its digits on the left only.
+        mean are mirrored, for Phi keeps its digits on the left only. An infinite bound is put where it weighs nothing,
+        50 deviations out: at infinity itself gradients would be 0 times infinity.
         """
+        far = 50 * self.std
+        low = torch.where(torch.isneginf(low), (torch.minimum(self.mean, high) - far).detach(), low)
+        high = torch.where(torch.isposinf(high), (torch.maximum(self.mean, low) + far).detach(), high)
         a, b = (low - self.mean) / self.std, (high - self.mean) / self.std
         is_right = a > 0
         a, b = torch.where(is_right, -b, a), torch.where(is_right, -a, b)

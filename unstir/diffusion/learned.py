@@ -95,7 +95,7 @@ class LearnedLogSNR(nn.Module):
         seed: of the starting weights.
 
     Raises:
-        ValueError: unless low < high.
+        ValueError: unless low < high and there is a sigmoid.
 
     Source: Kingma et al. 2021, arXiv:2107.00630, Sec. 5.1 and Appendix H.
     """
@@ -104,6 +104,8 @@ class LearnedLogSNR(nn.Module):
         super().__init__()
         if not -math.inf < low < high < math.inf:
             raise ValueError(f"a learned log-SNR needs low < high, got {low} and {high}")
+        if hidden < 1:
+            raise ValueError(f"a learned log-SNR needs at least 1 sigmoid, got {hidden}; LogLinear is the straight one")
         generator = torch.Generator().manual_seed(seed)
         centres = torch.rand(hidden, generator=generator, dtype=torch.float64)
         steepness = torch.full((hidden,), math.log(10.0), dtype=torch.float64)

@@ -83,31 +83,57 @@ class BlockNoise(Noise):
 
     Args:
         key: a seed, followed by what ``at`` appended.
+        count: number of rows.
         start: number of the first row.
     """
 
     key: tuple[int, ...]
+    count: int
     start: int = 0
+
+    @property
+    def keys(self) -> range:
+        """The numbers of the rows."""
+        return range(self.start, self.start + self.count)
 
     def at(self, *key: int) -> Self:
         """The randomness of a sub-key: independent of this one's and of every other sub-key's."""
-        return type(self)(key=(*self.key, *key), start=self.start)
+        return type(self)(key=(*self.key, *key), count=self.count, start=self.start)
 
     def rows(self, index: slice) -> Self:
-        """The randomness of the rows from ``index.start`` on."""
-        return type(self)(key=self.key, start=self.start + (index.start or 0))
+        """The randomness of consecutive rows.
+
+        Raises:
+            ValueError: if they are not.
+        """
+        chosen = self.keys[index]
+        if chosen.step != 1:
+            raise ValueError(f"rows of block noise are consecutive, got {index}; take KeyedNoise for any others")
+        return type(self)(key=self.key, count=len(chosen), start=chosen.start)
 
     def normal(self, like: X) -> X:
-        """Standard normal numbers, shape, type and device of ``like``."""
-        numbers = numpy.empty((self.start + like.shape[0], *like.shape[1:]), _precision(like))
-        _generator(self.key).standard_normal(out=numbers, dtype=numbers.dtype.type)
-        return torch.from_numpy(numbers[self.start :]).to(like)
+        """Standard normal numbers, shape, type and device of ``like``.
+
+        Raises:
+            ValueError: if ``like`` has another number of rows.
+        """
+        return self._draw(like, lambda generator, out: generator.standard_normal(out=out, dtype=out.dtype.type))
 
     def uniform(self, like: X) -> X:
-        """Numbers uniform in [0, 1), shape, type and device of ``like``."""
-        numbers = numpy.empty((self.start + like.shape[0], *like.shape[1:]), _precision(like))
-        _generator(self.key).random(out=numbers, dtype=numbers.dtype.type)
-        return torch.from_numpy(numbers[self.start :]).to(like).clamp(max=1 - torch.finfo(like.dtype).eps / 2)
+        """Numbers uniform in [0, 1), shape, type and device of ``like``.
+
+        Raises:
+            ValueError: if ``like`` has another number of rows.
+        """
+        drawn = self._draw(like, lambda generator, out: generator.random(out=out, dtype=out.dtype.type))
+        return drawn.clamp(max=1 - torch.finfo(like.dtype).eps / 2)
+
+    def _draw(self, like: X, fill: Callable[[numpy.random.Generator, numpy.ndarray], object]) -> X:
+        if like.shape[0] != self.count:
+            raise ValueError(f"noise is for {self.count} samples, but the batch has {like.shape[0]}")
+        numbers = numpy.empty((self.start + self.count, *like.shape[1:]), _precision(like))
+        fill(_generator(self.key), numbers)
+        return torch.from_numpy(numbers[self.start :]).to(like)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,20 +9,26 @@ step carry their chain, a process and its number of steps. Those that tell a var
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unstir.diffusion.process import Estimate, GaussianProcess, Process
+from unstir.diffusion.process import Estimate, GaussianProcess, Process, log_ratio
 from unstir.diffusion.schedule import Level, spread
 from unstir.typing import Time, X
 
 
+@runtime_checkable
 class Parameterization(Protocol):
     """The meaning of a network's input and output."""
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers the network gives for each element of x."""
+        return 1
 
     def encode(self, x_t: X, level: Level) -> tuple[X, Float[Tensor, "b"]]:
         """What the network is given: its input, and one number a sample that says how noisy it is (float32 always)."""
@@ -110,11 +116,19 @@ class PredictFlow(Affine):
 
     x0 = (sigma' x_t - sigma F) / (alpha sigma' - sigma alpha')
 
+    Raises:
+        ValueError: where alpha' is infinite, as where a path that preserves variance ends without signal.
+
     Source: Lipman et al. 2023, arXiv:2210.02747, Theorem 3.
     """
 
     def coefficients(self, level: Level) -> tuple[Time, Time]:
         """Skip = sigma'/d, out = -sigma/d, d = alpha sigma' - sigma alpha'."""
+        if bool(level.dalpha.isinf().any()):
+            raise ValueError(
+                "a network that predicts flow cannot start where the path's velocity is infinite (alpha falls to 0 as "
+                "a root does); predict x0 or v, or use a schedule that keeps some signal at t = 1, or the straight path"
+            )
         # Divided by sigma', which is infinite at t = 0 on some schedules; there x0 = x_t / alpha, as it must be.
         denominator = level.alpha - level.sigma * level.dalpha / level.dsigma
         return 1 / denominator, -level.sigma / level.dsigma / denominator
@@ -273,7 +287,7 @@ class FixedLarge(Parameterization):
     Source: Ho et al. 2020, arXiv:2006.11239, Sec. 3.2.
     """
 
-    mean: Parameterization
+    mean: Parameterization = field(default_factory=PredictNoise)
 
     def encode(self, x_t: X, level: Level) -> tuple[X, Float[Tensor, "b"]]:
         """As ``mean`` does."""
@@ -300,7 +314,12 @@ class LearnedRange(Parameterization):
     Source: Nichol & Dhariwal 2021, arXiv:2102.09672, Eq. 15.
     """
 
-    mean: Parameterization
+    mean: Parameterization = field(default_factory=PredictNoise)
+
+    @property
+    def outputs(self) -> int:
+        """2: the mean and the variance."""
+        return 2
 
     def encode(self, x_t: X, level: Level) -> tuple[X, Float[Tensor, "b"]]:
         """As ``mean`` does."""
@@ -335,20 +354,24 @@ class LearnedVariance(Parameterization):
     process: GaussianProcess
     num_steps: int
 
+    @property
+    def outputs(self) -> int:
+        """2: the mean and the variance."""
+        return 2
+
     def encode(self, x_t: X, level: Level) -> tuple[X, Float[Tensor, "b"]]:
         """As ``mean`` does."""
         return self.mean.encode(x_t, level)
 
     def decode(self, output: Tensor, x_t: X, level: Level) -> Estimate:
         """The belief of ``mean``, with a variance for each element."""
-        first, log_ratio = _halves(output, x_t)
+        first, log_of_beta = _halves(output, x_t)
         before = _level_before(self.process, self.num_steps, level)
-        after = self.process.schedule.at((level.t + 1 / self.num_steps).clamp(max=1))
-        above = None if bool((after.t <= level.t).any()) else after
+        above = self.process.schedule.at((level.t + 1 / self.num_steps).clamp(max=1))
         small, large = self.process.variances(before, level, above)
-        # A chain of one step has no other beta_tilde to stand in for its 0, and at t = 1 none is needed.
-        width = torch.where(small > 0, (large / small).log(), 1.0)
-        fraction = 1 + log_ratio / spread(width, x_t)
+        # A chain of one step has no other beta_tilde to stand in for its 0.
+        width = torch.where(small > 0, log_ratio(small, large), -1.0)
+        fraction = 1 - log_of_beta / spread(width, x_t)
         return Estimate(x0=self.mean.decode(first, x_t, level).x0, variance_fraction=fraction)
 
     def target(self, x0: X, x_t: X, level: Level) -> Tensor:

@@ -152,14 +152,14 @@ class GaussianProcess:
         """beta_tilde = b sigma_s^2/sigma_t^2 and beta = b: the variances of a reverse step from t to s.
 
         Where s has no noise beta_tilde is 0; if the level before t is given (``above``), the beta_tilde of the step
-        from there to t stands in for it.
+        from there to t stands in for it: 0 as well where ``above`` is t itself, at the end of a chain.
 
         Source: Ho et al. 2020, arXiv:2006.11239, Eq. 7; Nichol & Dhariwal 2021, arXiv:2102.09672 (code: clipping).
         """
         large = _transition(s, t)[1]
         small = large * (s.sigma / t.sigma) ** 2
         if above is not None and bool((s.sigma == 0).any()):
-            before = _transition(t, above)[1] * (t.sigma / above.sigma) ** 2
+            before = _between_levels(t, above)[1] * (t.sigma / above.sigma) ** 2
             small = torch.where(s.sigma == 0, before, small)
         return small, large
 
@@ -178,11 +178,13 @@ class GaussianProcess:
             above: the next level of the chain towards noise, or None where there is none: then v is beta = sigma_t^2.
 
         Raises:
-            ValueError: if data does not lie on the grey levels.
+            ValueError: if data does not lie on the grey levels, or any above <= t.
 
         Source: Ho et al. 2020, arXiv:2006.11239, Sec. 3.3, Eq. 13 (and code: the variance of the first step).
         """
         _require_floats(data)
+        if above is not None:
+            _require_order(t, above)
         zero, one = torch.zeros_like(t.t), torch.ones_like(t.t)
         small, large = self.variances(Level(t=zero, alpha=one, sigma=zero, dalpha=zero, dsigma=zero), t, above)
         is_large = above is None or (self.levels is None and belief.variance_fraction is None)
@@ -261,7 +263,7 @@ class BinomialProcess:
     def marginal(self, x0: X, t: Level) -> Bernoulli:
         """P(x_t = 1 | x_0) = alpha_bar x_0 + (1 - alpha_bar) rate."""
         _require_floats(x0)
-        return self._tossed(x0, t.alpha**2)
+        return self._tossed(x0, t.alpha**2, t.sigma**2)
 
     def kernel(self, x_s: X, s: Level, t: Level) -> Bernoulli:
         """P(x_t = 1 | x_s): the same with alpha_bar_t/alpha_bar_s, one step of the forward chain.
@@ -270,7 +272,8 @@ class BinomialProcess:
             ValueError: if any s >= t.
         """
         _require_floats(x_s)
-        return self._tossed(x_s, _transition(s, t)[0] ** 2)
+        a, b = _transition(s, t)
+        return self._tossed(x_s, a**2, b)
 
     def reverse(self, x_t: X, t: Level, s: Level, belief: Estimate) -> Bernoulli:
         """One step of the reverse chain: P(x_s = 1 | x_t), the posterior given x_0 averaged over the belief.
@@ -287,14 +290,12 @@ class BinomialProcess:
             (average over a predicted x0).
         """
         _require_floats(x_t)
-        kept = _transition(s, t)[0] ** 2
-        hit = self._tossed(torch.ones_like(x_t), kept).probability  # P(x_t = 1 | x_s = 1)
-        likely = torch.where(x_t > 0.5, hit, 1 - hit)  # q(x_t | x_s = 1)
+        a, b = _transition(s, t)
+        likely = self._chance(x_t, torch.ones_like(x_t), a**2, b)  # q(x_t | x_s = 1)
 
         def posterior(x0: X) -> X:
-            before, after = self._tossed(x0, s.alpha**2), self._tossed(x0, t.alpha**2)
-            seen = torch.where(x_t > 0.5, after.probability, 1 - after.probability)
-            return likely * before.probability / seen
+            before = self._tossed(x0, s.alpha**2, s.sigma**2)
+            return likely * before.probability / self._chance(x_t, x0, t.alpha**2, t.sigma**2)
 
         zero, one = posterior(torch.zeros_like(x_t)), posterior(torch.ones_like(x_t))
         return Bernoulli(probability=zero + (one - zero) * belief.x0)
@@ -319,13 +320,12 @@ class BinomialProcess:
         Source: Campbell et al. 2022, arXiv:2205.14987, Proposition 2 (continuous-time bound).
         """
         tosses = spread(-2 * t.dalpha / t.alpha, x_t)
-        other = 1 - x_t
         # The forward chain goes from the flipped bit to x_t when it is tossed and falls so; Bayes turns that around.
-        arrives = tosses * torch.where(x_t > 0.5, self.rate, 1 - self.rate)
+        arrives = tosses * self._falls(x_t)
 
         def flips(clean: X) -> X:
-            now = self._tossed(clean, t.alpha**2)
-            return arrives * torch.exp(now.log_prob(other) - now.log_prob(x_t))
+            here, there = (self._chance(bit, clean, t.alpha**2, t.sigma**2) for bit in (x_t, 1 - x_t))
+            return arrives * there / here
 
         zero, one = flips(torch.zeros_like(x_t)), flips(torch.ones_like(x_t))
         truth, believed = torch.lerp(zero, one, x0), torch.lerp(zero, one, belief.x0)
@@ -339,8 +339,16 @@ class BinomialProcess:
         """The probability of a logit."""
         return torch.sigmoid(y)
 
-    def _tossed(self, x: X, kept: Tensor) -> Bernoulli:
-        return Bernoulli(probability=spread(kept, x) * x + spread((1 - kept) * self.rate, x))
+    def _tossed(self, x: X, kept: Time, tossed: Time) -> Bernoulli:
+        return Bernoulli(probability=spread(kept, x) * x + spread(tossed * self.rate, x))
+
+    def _chance(self, seen: X, x: X, kept: Time, tossed: Time) -> X:
+        """The probability that x has become the bit that is seen; nothing is taken from 1, so a small one is exact."""
+        return spread(kept, x) * (1 - (seen - x).abs()) + spread(tossed, x) * self._falls(seen)
+
+    def _falls(self, bit: X) -> X:
+        """How a tossed bit falls: the rate for 1, the rest for 0."""
+        return torch.where(bit > 0.5, torch.full_like(bit, self.rate), 1 - self.rate)
 
 
 PROCESSES: dict[str, type[GaussianProcess] | type[BinomialProcess]] = {
@@ -375,18 +383,33 @@ def _between(small: Time, large: Time, fraction: X | float | None, x: X) -> Tens
     # From the top, with the logarithm of the ratio taken in float64: near noise the two variances are almost one, and
     # an unconstrained variance then needs fractions in the thousands.
     left = 1 - fraction
-    way = left * spread((small / large).log() / 2, x)
+    whole = spread(log_ratio(small, large) / 2, x)
+    way = left * whole
     if isinstance(left, Tensor):
-        way = torch.where(left == 0, 0.0, way)  # 0 times the infinite way from 0
+        # 0 times the infinite way from 0; a finite way keeps its gradient at 0, where networks begin.
+        way = torch.where((left == 0) & torch.isinf(whole), 0.0, way)
     elif left == 0:
         return spread(large.sqrt(), x)
     return spread(large.sqrt(), x) * torch.exp(way)
 
 
+def log_ratio(small: Time, large: Time) -> Time:
+    """log(beta_tilde/beta), at most -1e-12: where rounding makes them one, no fraction could tell others from them."""
+    return (small / large).log().clamp(max=-1e-12)
+
+
 def _transition(s: Level, t: Level) -> tuple[Tensor, Tensor]:
+    _require_order(s, t)
+    return _between_levels(s, t)
+
+
+def _between_levels(s: Level, t: Level) -> tuple[Tensor, Tensor]:
+    a = t.alpha / s.alpha
+    return a, (t.sigma**2 - (a * s.sigma) ** 2).clamp(min=0)
+
+
+def _require_order(s: Level, t: Level) -> None:
     if bool((s.t >= t.t).any()):
         raise ValueError(
             f"a step needs s < t (t = 0 is the data), got s = {s.t.max().item()} and t = {t.t.min().item()}; swap them"
         )
-    a = t.alpha / s.alpha
-    return a, (t.sigma**2 - (a * s.sigma) ** 2).clamp(min=0)

@@ -102,11 +102,17 @@ class VariancePreserving(Schedule, Protocol):
             alpha_bar = self.alpha_bar(variable)
             (slope,) = torch.autograd.grad(alpha_bar.sum(), variable)
         alpha, sigma = alpha_bar.detach().sqrt(), (1 - alpha_bar.detach()).clamp(min=0).sqrt()
-        return Level(t=t, alpha=alpha, sigma=sigma, dalpha=slope / (2 * alpha), dsigma=-slope / (2 * sigma))
+        dsigma = torch.where(sigma > 0, -slope / (2 * sigma), torch.inf)  # also where the slope is 0 with it
+        return Level(t=t, alpha=alpha, sigma=sigma, dalpha=slope / (2 * alpha), dsigma=dsigma)
 
     def time_of(self, log_snr: Time) -> Time:
         """The inverse of ``at(t).log_snr`` by bisection, to the last bit that float64 tells apart."""
         return where_falls_to(self.alpha_bar, torch.sigmoid(log_snr.double()))
+
+
+def _from_data(alpha_bar: Time, t: Time) -> Time:
+    """The same, but 1 at t = 0, where rounding must not leave noise: samplers know their end by it."""
+    return torch.where(t == 0, alpha_bar + (1 - alpha_bar).detach(), alpha_bar)
 
 
 def where_falls_to(function: Callable[[Time], Time], target: Time) -> Time:
@@ -221,7 +227,7 @@ class Cosine(VariancePreserving):
             is the paper's formula everywhere but within sqrt(floor) of t = 1.
 
     Raises:
-        ValueError: if offset < 0 or floor is not in (0, 1).
+        ValueError: if offset < 0 or floor is not in (0, 0.5].
 
     Source: Nichol & Dhariwal 2021, arXiv:2102.09672, Eq. 17. Their clipping of beta at 0.999 belongs to the
         discrete table and is applied by ``Tabulated.from_schedule``.
@@ -232,16 +238,16 @@ class Cosine(VariancePreserving):
 
     def __post_init__(self) -> None:
         """Refuse an offset or a floor outside their range."""
-        if not 0 <= self.offset < math.inf or not 0 < self.floor < 1:
-            raise ValueError(f"cosine schedule needs offset >= 0 and 0 < floor < 1, got {self.offset} and {self.floor}")
+        if not 0 <= self.offset < math.inf or not 0 < self.floor <= 0.5:
+            raise ValueError(
+                f"cosine schedule needs offset >= 0 and 0 < floor <= 0.5, got {self.offset} and {self.floor}"
+            )
 
     def alpha_bar(self, t: Time) -> Time:
         """The share of signal variance at time t."""
         start = math.cos(self.offset / (1 + self.offset) * math.pi / 2) ** 2
         ratio = torch.cos((t + self.offset) / (1 + self.offset) * math.pi / 2) ** 2 / start
-        # Rounding must not leave noise at t = 0: samplers know their end by it.
-        ratio = torch.where(t == 0, ratio + (1 - ratio).detach(), ratio)
-        return torch.maximum(ratio, self.floor * (2 - t))
+        return torch.maximum(_from_data(ratio, t), self.floor * (2 - t))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,7 +263,7 @@ class Sigmoid(VariancePreserving):
         floor: the alpha_bar at t = 1, as in ``Cosine``.
 
     Raises:
-        ValueError: unless start < end, temperature > 0 and 0 < floor < 1.
+        ValueError: unless start < end, temperature > 0 and 0 < floor <= 0.5.
 
     Source: Chen 2023, arXiv:2301.10972, Algorithm 1; Jabri et al. 2023, arXiv:2212.11972.
     """
@@ -274,14 +280,15 @@ class Sigmoid(VariancePreserving):
                 f"sigmoid schedule needs start < end and temperature > 0, got {self.start}, {self.end} and "
                 f"{self.temperature}"
             )
-        if not 0 < self.floor < 1:
-            raise ValueError(f"sigmoid schedule needs 0 < floor < 1, got {self.floor}")
+        if not 0 < self.floor <= 0.5:
+            raise ValueError(f"sigmoid schedule needs 0 < floor <= 0.5, got {self.floor}")
 
     def alpha_bar(self, t: Time) -> Time:
         """The share of signal variance at time t."""
         ends = torch.sigmoid(t.new_tensor([self.start, self.end]) / self.temperature)
         inside = torch.sigmoid((self.start + (self.end - self.start) * t) / self.temperature)
-        return torch.maximum((ends[1] - inside) / (ends[1] - ends[0]), self.floor * (2 - t))
+        ratio = (ends[1] - inside) / (ends[1] - ends[0])
+        return torch.maximum(_from_data(ratio, t), self.floor * (2 - t))
 
 
 @dataclass(frozen=True, kw_only=True)

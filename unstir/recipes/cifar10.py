@@ -6,9 +6,9 @@ Does not know: where they lie.
 
 from __future__ import annotations
 
-from unstir.diffusion.objective import UniformTimes
 from unstir.diffusion.parameterization import PredictV
 from unstir.diffusion.schedule import Cosine
+from unstir.diffusion.times import UniformTimes
 from unstir.model import ModelConfig, SamplingDefaults
 from unstir.nn import UNetConfig
 from unstir.nn.text import TextConfig

@@ -6,7 +6,7 @@ Does not know: where they lie.
 
 from __future__ import annotations
 
-from unstir.diffusion.objective import LogitNormalTimes
+from unstir.diffusion.times import LogitNormalTimes
 from unstir.model import ModelConfig, SamplingDefaults
 from unstir.nn import DiTConfig
 from unstir.training.run import Cadence, RunConfig

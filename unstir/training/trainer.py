@@ -21,19 +21,8 @@ from unstir.conditioning.captions import Wording
 from unstir.config import registered
 from unstir.device import autocast, resolve_device, resolve_precision
 from unstir.diffusion.denoiser import NetworkDenoiser
-from unstir.diffusion.objective import (
-    DISTANCES,
-    WEIGHTS,
-    Hybrid,
-    LogitNormalTimes,
-    LogNormalTimes,
-    LogSNRTimes,
-    Offset,
-    Simple,
-    Times,
-    UniformTimes,
-    VariationalBound,
-)
+from unstir.diffusion.objective import DISTANCES, WEIGHTS, Hybrid, Offset, Simple, VariationalBound
+from unstir.diffusion.times import LogitNormalTimes, LogNormalTimes, LogSNRTimes, Times, UniformTimes
 from unstir.model import Model
 from unstir.training.batches import CODEC, OBJECTIVE, Captioned, batch_of
 from unstir.training.checkpoint import Checkpoint

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from unstir.diffusion.denoiser import NetworkDenoiser, Pair
 from unstir.diffusion.guidance import clip, corrected, extrapolate, guided
 from unstir.diffusion.noise import KeyedNoise
-from unstir.diffusion.objective import WEIGHTS, MinSNR, Simple, Times, UniformTimes, weight_noise, weight_x0
+from unstir.diffusion.objective import WEIGHTS, MinSNR, Simple, weight_noise, weight_x0
 from unstir.diffusion.parameterization import Affine, Parameterization, PredictNoise, PredictV, PredictX0
 from unstir.diffusion.process import Estimate, GaussianProcess
 from unstir.diffusion.samplers import DDIM, Ancestral, Sampler, sample
 from unstir.diffusion.schedule import Cosine, Level, LinearBeta, Schedule, Tabulated, linear_betas
 from unstir.diffusion.spacing import trailing
+from unstir.diffusion.times import Times, UniformTimes
 from unstir.typing import Noise, Time, X
 from unstir.verify.oracles import GaussianOracle
 from unstir.verify.outcome import Outcome, failed_if
