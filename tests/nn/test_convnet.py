@@ -12,9 +12,9 @@ from unstir.condition import Condition
 from unstir.config import from_dict, to_dict
 from unstir.nn.convnet import ConvNet, ConvNetConfig
 
-TINY = ConvNetConfig(channels=2, width=8, depth=2, scales=2, features=8, input_features=4)
+TINY = ConvNetConfig(channels=2, width=8, depth=2, scales=2, features=8, heads=3, reach=1, steepness=-1.0)
 X = torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(1))
-SCALAR = torch.tensor([0.0, 10.0, 999.0])
+SCALAR = torch.tensor([-0.8, 0.1, 0.5])
 
 
 def awake(config: ConvNetConfig = TINY) -> ConvNet:
@@ -57,7 +57,7 @@ def test_rows_do_not_touch_each_other_and_the_scalar_matters() -> None:
     network = awake()
     out = network(X, SCALAR, None)
     torch.testing.assert_close(network(X[1:], SCALAR[1:], None), out[1:], atol=1e-5, rtol=1e-5)
-    assert ((network(X, SCALAR + 50, None) - out).abs().amax((1, 2, 3)) > 1e-3).all()
+    assert ((network(X, SCALAR + 0.7, None) - out).abs().amax((1, 2, 3)) > 1e-3).all()
 
 
 @torch.no_grad()
@@ -70,8 +70,8 @@ def test_the_condition_is_ignored() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize(("scales", "sees_all"), [(1, False), (3, True)])
 def test_with_its_scales_a_corner_sees_the_opposite_corner(scales: int, sees_all: bool) -> None:
-    """One block of plain 3x3 convolutions, between two more, sees 4 pixels far; group norms are kept from mixing."""
-    network = awake(replace(TINY, depth=1, scales=scales)).double()
+    """One block of plain 3x3 convolutions, between two more, sees 5 pixels far; group norms are kept from mixing."""
+    network = awake(replace(TINY, depth=1, scales=scales, heads=0)).double()
     for module in network.modules():
         if isinstance(module, torch.nn.GroupNorm):
             module.forward = lambda x: x  # type: ignore[method-assign]
@@ -88,7 +88,7 @@ def test_with_its_scales_a_corner_sees_the_opposite_corner(scales: int, sees_all
 @torch.no_grad()
 def test_without_edges_it_moves_with_the_picture() -> None:
     """A shift by the coarsest pooling's size shifts the output, inside, where no padding is felt."""
-    network = awake(replace(TINY, depth=1, scales=2))
+    network = awake(replace(TINY, depth=1, scales=2, heads=0))
     for module in network.modules():
         if isinstance(module, torch.nn.GroupNorm):
             module.forward = lambda x: x  # type: ignore[method-assign]
@@ -97,12 +97,50 @@ def test_without_edges_it_moves_with_the_picture() -> None:
     torch.testing.assert_close(one[..., 10:18, 10:18], other[..., 12:20, 14:22], atol=1e-5, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_a_head_takes_the_mean_of_what_looks_alike_and_is_near() -> None:
+    """Against the sums over all pairs of pixels, written out in float64."""
+    torch.manual_seed(0)
+    network = ConvNet(replace(TINY, reach=0))
+    part = network.alike
+    assert part is not None
+    part.log_near.copy_(torch.tensor([-3.0, -1.0, 1.0]))
+    gain = torch.exp(part.gain.double() + part.slope.double() * SCALAR.double()[:, None])  # b n
+    place = torch.cartesian_prod(torch.arange(8.0), torch.arange(8.0)).double()
+    far = (place[:, None] - place).square().sum(2)
+    x = X.double().flatten(2).transpose(1, 2)  # b p c
+    unlike = (x[:, :, None] - x[:, None]).square().sum(3)
+    logits = -gain.square()[:, :, None, None] * unlike[:, None] - part.log_near.double().exp()[:, None, None] * far
+    off = (logits.softmax(3) @ x[:, None] - x[:, None]) * gain[:, :, None, None]  # b n p c
+    u = off.transpose(2, 3).reshape(3, 6, 8, 8)
+    expected = torch.cat([u / (1 + u**2), 1 / (1 + u**2)], 1)
+    shown: list[torch.Tensor] = []
+    part.out.register_forward_pre_hook(lambda module, given: shown.append(given[0]))
+    network(X, SCALAR, None)
+    torch.testing.assert_close(shown[0].double(), expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_neighbours_are_compared_one_by_one_to_start_with() -> None:
+    network = ConvNet(replace(TINY, channels=1, heads=0, steepness=0.0))
+    part = network.near
+    assert part is not None
+    shown: list[torch.Tensor] = []
+    part.out.register_forward_pre_hook(lambda module, given: shown.append(given[0]))
+    network(X[:, :1], SCALAR, None)
+    u = shown[0][:, :8] / shown[0][:, 8:]
+    middle = X[:, :1, 1:-1, 1:-1]
+    around = torch.stack([X[:, 0, 1 + i : 7 + i, 1 + j : 7 + j] for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j], 1)
+    torch.testing.assert_close(u[:, :, 1:-1, 1:-1], around - middle, atol=1e-5, rtol=1e-4)
+    assert u[:, 0, 0, 0].abs().max() == 0, "beyond the edge the picture repeats itself"
+
+
 def test_it_learns_a_median() -> None:
     """The median of each pixel and its four neighbours is no linear filter, but within sight of a small network."""
     torch.manual_seed(0)
     network = ConvNet(ConvNetConfig(width=16, depth=1, scales=1, features=8))
     optimizer = torch.optim.Adam(network.parameters(), 5e-3)
-    for _ in range(250):
+    for _ in range(150):
         x = torch.randn(32, 1, 8, 8)
         target = torch.stack([x, *(x.roll(by, axis) for by in (1, -1) for axis in (2, 3))]).median(0).values
         loss = (network(x, torch.zeros(32), None) - target)[..., 1:-1, 1:-1].square().mean()
@@ -119,8 +157,8 @@ def test_it_learns_a_median() -> None:
         ({"width": 0}, "width must be at least 1, got 0"),
         ({"scales": 0}, "scales"),
         ({"features": 7}, "features 7"),
-        ({"input_features": 3}, "input_features 3"),
-        ({"input_features": -2}, "input_features -2"),
+        ({"heads": -1}, "heads -1"),
+        ({"reach": -1}, "reach -1"),
     ],
 )
 def test_one_that_cannot_be_built_is_refused(change: dict[str, Any], message: str) -> None:

@@ -12,6 +12,8 @@ from PIL import Image
 
 from unstir.data.toy import DeadLeaves
 from unstir.diffusion.noise import BlockNoise
+from unstir.diffusion.parameterization import PredictEDM
+from unstir.diffusion.schedule import LogLinear
 from unstir.reproduce import dead_leaves as module
 
 LAW = DeadLeaves(height=4, width=4)
@@ -52,6 +54,23 @@ def test_the_gaussian_of_one_pixel() -> None:
     assert module.gaussian_bits_per_dim(law, data).item() == pytest.approx(
         (nats - math.log(module.WIDTH)) / math.log(2)
     )
+
+
+@pytest.mark.parametrize(("log_snr", "log_share"), [(12.0, 0.0), (13.0, -2.0), (9.0, 0.5), (2.0, 0.0)])
+def test_beliefs_on_levels_are_those_of_a_gaussian_restricted_to_them(log_snr: float, log_share: float) -> None:
+    """Against a softmax over 4,000 levels; where the Gaussian is wide beside them, against its mean itself."""
+    schedule = LogLinear(high=13.3, low=-6.0)
+    level = schedule.at(schedule.time_of(torch.tensor([log_snr], dtype=torch.float64)))
+    mean = PredictEDM(sigma_data=module.DEVIATION)
+    output = torch.randn(1, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    output[:, 1] = log_share
+    x_t = torch.linspace(-0.9, 0.9, 9, dtype=torch.float64).view(1, 1, 3, 3)
+    m = mean.decode(output[:, :1], x_t, level).x0
+    grid = torch.arange(-2000, 2000).double() * module.WIDTH - 1
+    std = (level.sigma / level.alpha).item() * math.exp(log_share / 2)
+    share = torch.softmax(-((m[..., None] - grid) / std).square() / 2, -1)
+    found = module.OnLevels(mean=mean).decode(output, x_t, level).x0
+    torch.testing.assert_close(found, (share * grid).sum(-1), atol=1e-4 * module.WIDTH, rtol=0)
 
 
 def awake(radius: int = 2) -> module.CausalMixture:
@@ -124,3 +143,14 @@ def test_a_short_run_has_the_form_of_a_report(tmp_path: Path) -> None:
     report.draw(tmp_path / "leaves.png")
     with Image.open(tmp_path / "leaves.png") as picture:
         assert picture.format == "PNG"
+
+
+@pytest.mark.slow
+def test_the_order_of_the_paper() -> None:
+    """The diffusion beats the causal mixture by more than 4 standard errors, and both beat the Gaussian by bits."""
+    report = module.dead_leaves(seed=0, advance=lambda stage, done, total: None)
+    figures = report.figures
+    assert not report.failures
+    assert figures["ours_over_autoregressive"] > 4 * figures["ours_over_autoregressive_standard_error"]
+    assert figures["autoregressive"] > figures["gaussian"] + 3
+    assert figures["bits_per_dim"]["diffusion"] < 2.65

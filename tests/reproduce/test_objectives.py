@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from unstir.condition import Condition
+from unstir.diffusion.denoiser import NetworkDenoiser
 from unstir.diffusion.noise import BlockNoise
 from unstir.diffusion.parameterization import LearnedVariance, PredictMean
 from unstir.diffusion.process import Estimate
 from unstir.reproduce import on_digits
+from unstir.reproduce.fit import seeded, unconditional
 from unstir.reproduce.objectives import objectives, rows_of, weight_mean
 from unstir.reproduce.report import Report
 
@@ -60,6 +63,20 @@ def test_the_weighted_error_is_that_of_the_networks_output() -> None:
     outputs = mean.target(x0, x_t, level) - mean.target(belief, x_t, level)
     weight = weight_mean(process, 20)(level)
     assert torch.allclose(outputs.square().flatten(1).sum(1), weight * (x0 - belief).square().flatten(1).sum(1))
+
+
+def test_every_learned_variance_is_learned_from_the_start() -> None:
+    """The last layer starts at zero; there a variance must not be held fast, or its row repeats the fixed one's."""
+    process = on_digits.chain(num_steps=20)
+    pictures = on_digits.held_out()[:64]
+    for name, row in rows_of(process, 20).items():
+        if row.has_variance:
+            network = seeded(0, lambda: on_digits.perceptron(2))
+            denoiser: NetworkDenoiser[Condition] = NetworkDenoiser(network, process, row.parameterization)
+            noise = BlockNoise(key=(0,), count=64)
+            row.objective(denoiser, pictures, unconditional(64), noise).per_sample.mean().backward()
+            halves = network.last.weight.grad.chunk(2)
+            assert all(half.abs().max() > 0 for half in halves), name
 
 
 def test_every_row_is_told_with_three_seeds(report: Report) -> None:

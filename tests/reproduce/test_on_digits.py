@@ -130,6 +130,16 @@ def test_pairs_are_told_with_the_lower_first() -> None:
     assert on_digits.compared("distance", {"a": rows["a"], "b": rows["b"]})[1] == "errors separate all 1 pairs"
 
 
+def test_the_papers_orders_hold_are_reversed_or_not_separated() -> None:
+    rows = {"a": [5.0, 5.1, 5.2], "b": [1.0, 1.1, 1.2], "c": [1.05, 1.15, 1.26]}
+    paper = {"a": 2.0, "b": 1.0, "c": 3.0, "not here": 0.0}
+    found = on_digits.against(paper, rows)
+    assert found == {"held": [["b", "a"]], "reversed": [["a", "c"]], "not_separated": [["b", "c"]]}
+    assert on_digits.told_against("x", paper, rows) == (
+        "x: of the paper's 3 orders 1 hold beyond errors, 1 are reversed (a < c), 1 are not separated"
+    )
+
+
 def test_a_picture_is_drawn_even_where_the_model_runs_away() -> None:
     process = on_digits.chain(num_steps=4)
     drawn = on_digits.pictures_of(

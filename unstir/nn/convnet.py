@@ -34,7 +34,7 @@ class ConvNetConfig:
         steepness: to start from: by what power of e gains of comparisons grow as the scalar grows by 1.
 
     Raises:
-        ValueError: if a number that must be positive is not, ``features`` is odd, or ``heads`` or ``reach`` is negative.
+        ValueError: if a number is out of its range, or ``features`` is odd.
     """
 
     channels: int = 1
@@ -62,7 +62,7 @@ class ConvNet(nn.Module):
     h += second(silu(modulated norm of first(silu(norm(h)))))
 
     where ``first`` is a sum over scales: the picture's mean over 2^k x 2^k pixels, convolved 3x3 and repeated 2^k times
-    along each axis. The last layer starts at zero. **The condition is ignored**: this network is for laws without words.
+    along each axis. The last layer starts at zero. **The condition is ignored**: it is for laws without words.
 
     Beside the picture itself the blocks may be shown comparisons u between pixels, as u/(1 + u^2) and 1/(1 + u^2): what
     differs little speaks, what differs much is silent. All are multiplied by a gain exp(a + steepness scalar).
@@ -158,7 +158,7 @@ class _Neighbours(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"], scalar: Float[Tensor, "b"]) -> Float[Tensor, "b k h w"]:
         beyond = F.pad(x, (self.reach,) * 4, mode="replicate")
         differences = F.conv2d(beyond, self.kernels, groups=self.channels)
-        gain = torch.exp(self.gain + self.slope * scalar[:, None])  # b n
+        gain = _gain(self.gain, self.slope, scalar)  # b n
         return self.out(_where_small(differences * gain[:, :, None, None]))
 
 
@@ -172,12 +172,10 @@ class _Alike(nn.Module):
         self.out = nn.Conv2d(2 * heads * config.channels, config.width, 1)
 
     def forward(self, x: Float[Tensor, "b c h w"], scalar: Float[Tensor, "b"]) -> Float[Tensor, "b k h w"]:
-        gain = torch.exp(self.gain + self.slope * scalar[:, None])  # b n
+        gain = _gain(self.gain, self.slope, scalar)  # b n
         pixels = x.flatten(2).transpose(1, 2)[:, None].expand(-1, gain.shape[1], -1, -1)  # b n p c
-        rows, columns = torch.meshgrid(
-            *(torch.arange(s, dtype=x.dtype, device=x.device) for s in x.shape[2:]), indexing="ij"
-        )
-        place = torch.stack([rows - rows.mean(), columns - columns.mean()], 2).view(-1, 2).expand(*pixels.shape[:3], 2)
+        rows, columns = (torch.arange(side, dtype=x.dtype, device=x.device) for side in x.shape[2:])
+        place = torch.cartesian_prod(rows - rows.mean(), columns - columns.mean()).expand(*pixels.shape[:3], 2)
         # -g |x_i - x_j|^2 = 2 g x_i x_j - g |x_j|^2, but for what is the same for all j; and so for the places.
         weight = torch.stack([gain.square(), self.log_near.exp().expand_as(gain)], 2)[:, :, None]  # b n 1 2
         ones = torch.ones_like(pixels[..., :1])
@@ -187,6 +185,10 @@ class _Alike(nn.Module):
         means = F.scaled_dot_product_attention(asked, torch.cat([pixels, place, squares], 3), answers, scale=1.0)
         off = (means[..., : x.shape[1]] - pixels) * gain[:, :, None, None]  # b n p c
         return self.out(_where_small(off.permute(0, 1, 3, 2).reshape(len(x), -1, *x.shape[2:])))
+
+
+def _gain(start: Float[Tensor, "n"], slope: Float[Tensor, "n"], scalar: Float[Tensor, "b"]) -> Float[Tensor, "b n"]:
+    return torch.exp((start + slope * scalar[:, None]).clamp(-8, 8))  # float32 tells squares of 3,000 apart
 
 
 def _where_small(u: Float[Tensor, "b n h w"]) -> Float[Tensor, "b 2*n h w"]:

@@ -150,6 +150,7 @@ def _report(found: Mapping[str, Mapping[str, Any]], shown: Mapping[str, Tensor])
     data = on_digits.distance_of_data()
     distances = {name: row["distances"] for name, row in found.items() if len(row["distances"]) > 1}
     bits = {name: row["bits"] for name, row in found.items() if len(row["bits"]) > 1}
+    paper = {name: row["paper_fid"] for name, row in found.items() if isinstance(row["paper_fid"], float)}
     rows: list[dict[str, Any]] = []
     cells: list[tuple[object, ...]] = []
     for name, row in found.items():
@@ -183,6 +184,7 @@ def _report(found: Mapping[str, Mapping[str, Any]], shown: Mapping[str, Tensor])
             "kernel_distance_of_data": data.value,
             "kernel_distance_of_data_error": data.standard_error,
             "by_kernel_distance": on_digits.compare(distances),
+            "against_paper": on_digits.against(paper, distances),
             "by_bits_per_dim": on_digits.compare(bits),
         },
         lines=(
@@ -191,6 +193,7 @@ def _report(found: Mapping[str, Mapping[str, Any]], shown: Mapping[str, Tensor])
             ),
             f"digits that are trained on, against the same held-out ones: {told(data.value, data.standard_error)}",
             *on_digits.compared("kernel distance", distances),
+            on_digits.told_against("kernel distance against FID", paper, distances),
             *on_digits.compared("bits/dim", bits),
         ),
         notes=(
@@ -211,7 +214,7 @@ def _picture(found: Mapping[str, Mapping[str, Any]], shown: Mapping[str, Tensor]
     for place, (name, row) in enumerate(found.items()):
         left.plot(row["distances"], [place] * len(row["distances"]), "o", color="C0", alpha=0.7)
         axes = figure.add_subplot(grid[place, 1])
-        on_digits.show(axes, shown.get(name, torch.zeros(20, 1, 8, 8)), columns=20, title=name)
+        on_digits.show(axes, shown.get(name, torch.zeros(20, 1, 8, 8)), columns=10, title=name)
     left.set(yticks=range(len(found)), xlabel="kernel distance to held-out digits", xscale="log")
     left.set_yticklabels([f"{name}\nFID (paper): {row['paper_fid']}" for name, row in found.items()], fontsize=8)
     left.invert_yaxis()

@@ -35,7 +35,7 @@ from unstir.evaluation.kernel import KernelDistance, kernel_distance
 from unstir.nn.convnet import ConvNet, ConvNetConfig
 from unstir.nn.mlp import MLP, MLPConfig
 from unstir.reproduce.fit import Draw, Fit, Objective, fit, in_chunks, seeded
-from unstir.reproduce.report import Advance, mean_and_error, told
+from unstir.reproduce.report import Advance, mean_and_error
 from unstir.training.optimizer import OptimizerConfig
 from unstir.typing import floats
 
@@ -280,9 +280,25 @@ def compared(what: str, rows: Mapping[str, Sequence[float]]) -> tuple[str, ...]:
     return (*lines, f"errors separate {len(pairs['separated'])} of {count} pairs; not these: {close}")
 
 
-def over_seeds(values: Sequence[float]) -> str:
-    """The mean of a value a seed and its standard error."""
-    return told(*mean_and_error(values))
+def against(paper: Mapping[str, float], rows: Mapping[str, Sequence[float]]) -> dict[str, list[list[str]]]:
+    """The pairs (lower, higher) of the paper by what becomes of them: held, reversed, or not separated by errors."""
+    found: dict[str, list[list[str]]] = {"held": [], "reversed": [], "not_separated": []}
+    for name, other in itertools.permutations([name for name in paper if name in rows], 2):
+        if paper[name] < paper[other]:
+            is_lower = sum(rows[name]) / len(rows[name]) < sum(rows[other]) / len(rows[other])
+            verdict = "held" if is_lower else "reversed"
+            found[verdict if are_apart(rows[name], rows[other]) else "not_separated"].append([name, other])
+    return found
+
+
+def told_against(what: str, paper: Mapping[str, float], rows: Mapping[str, Sequence[float]]) -> str:
+    """The same in words."""
+    found = against(paper, rows)
+    turned = f" ({'; '.join(' < '.join(pair) for pair in found['reversed'])})" if found["reversed"] else ""
+    return (
+        f"{what}: of the paper's {sum(map(len, found.values()))} orders {len(found['held'])} hold beyond errors, "
+        f"{len(found['reversed'])} are reversed{turned}, {len(found['not_separated'])} are not separated"
+    )
 
 
 def three(seed: int) -> tuple[int, int, int]:

@@ -160,7 +160,7 @@ def _report(
             *(_told_parts(name, part) for name, part in parts.items()),
             f"of the paper's rate {100 * paper_share:.1f} % is spent after the RMSE is {SEEN:.0f} of 255; "
             "of ours, " + "; ".join(f"{_percent(part['share_after'])} ({name})" for name, part in parts.items()),
-            f"of all bits, the decoder's included: paper {100 * PAPER_ALL_AFTER:.1f} %; "
+            f"of all bits, the decoder's included, come after that: {100 * PAPER_ALL_AFTER:.1f} % (paper); "
             + "; ".join(f"{100 * part['all_after']:.1f} % ({name})" for name, part in parts.items()),
         ),
         notes=(
@@ -201,7 +201,7 @@ def _told_parts(name: str, part: Mapping[str, Any]) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "none: it never is" if share is None else f"{100 * share:.1f} %"
+    return "none, it never is" if share is None else f"{100 * share:.1f} %"
 
 
 def _picture(curves: Mapping[str, Sequence[Sequence[RatePoint]]], path: Path) -> None:

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -174,10 +175,10 @@ def level_before(process: GaussianProcess, t: Level, beta: float) -> Level:
 
 def nodes(law: MixtureOracle, t: Level) -> tuple[Tensor, Tensor]:
     """Nodes x_t (n 1) and weights (n) of the mean over p_t: Gauss-Hermite in each component."""
-    z, share = (torch.from_numpy(array) for array in _hermite(_NODES))
+    z, share = (torch.from_numpy(array) for array in numpy.polynomial.hermite_e.hermegauss(_NODES))
     std = (t.alpha**2 * law.variances + t.sigma**2).sqrt()
     x = t.alpha * law.means + std[:, None] * z  # k n
-    return x.flatten()[:, None], (law.weights[:, None] * share).flatten()
+    return x.flatten()[:, None], (law.weights[:, None] * share / share.sum()).flatten()
 
 
 def step_kl_bits(law: MixtureOracle, process: GaussianProcess, t: Level, s: Level, kind: Kind) -> float | None:
@@ -265,13 +266,6 @@ def _log_prob(law: Mixture, x: Tensor) -> Tensor:
     offset = x[:, :, None] - law.means[:, None, :, 0]
     logs = -0.5 * (offset.square() / law.variances[:, None] + torch.log(2 * math.pi * law.variances)[:, None])
     return torch.logsumexp(law.log_weights[:, None] + logs, 2)
-
-
-def _hermite(count: int) -> tuple[Any, Any]:
-    import numpy
-
-    z, weight = numpy.polynomial.hermite_e.hermegauss(count)
-    return z, weight / weight.sum()
 
 
 def _row(steps: int, chains: dict[Kind, Chain]) -> dict[str, float | int | None]:
