@@ -250,3 +250,22 @@ def test_a_coin_at_the_edges_of_the_uniform(uniform: float) -> None:
     assert coin(0.0).sample(noise).item() == 0
     assert coin(1.0).sample(noise).item() == 1
     assert coin(0.25).sample(noise).item() == (uniform < 0.25)
+
+
+def test_the_chance_of_a_flip_is_not_lost_in_float32() -> None:
+    """With the complement given, KL between 1 - 1e-9 and 1 - 2e-9 is that of float64, where 1 - p would be 0."""
+    small, large = torch.tensor([1e-9]), torch.tensor([2e-9])
+    p, q = (Bernoulli(probability=1 - chance, complement=chance) for chance in (small, large))
+    exact = Bernoulli(probability=small.double()).kl(Bernoulli(probability=large.double()))
+    torch.testing.assert_close(p.kl(q).double(), exact, rtol=1e-5, atol=0)
+    assert p.log_prob(torch.zeros(1)).item() == pytest.approx(math.log(1e-9), rel=1e-6)
+
+
+def test_what_cannot_be_has_no_gradient() -> None:
+    """Where an outcome is impossible under both laws, cost and slope are 0 there, not 0/0."""
+    chance = torch.zeros(3, requires_grad=True)
+    model = Bernoulli(probability=1 - chance, complement=chance)
+    cost = Bernoulli(probability=torch.ones(3)).kl(model) - model.log_prob(torch.ones(3))
+    (slope,) = torch.autograd.grad(cost.sum(), chance)
+    assert torch.equal(cost.detach(), torch.zeros(3))
+    assert bool(torch.isfinite(slope).all())

@@ -90,6 +90,43 @@ def test_a_learned_log_snr_falls_whatever_it_is(seed: int, size: float, hidden: 
     assert values[-1].item() == pytest.approx(low, rel=1e-12, abs=1e-12)
 
 
+def test_no_weight_turns_a_learned_log_snr_around() -> None:
+    """It falls where every weight is negative, and where the straight part is all but gone."""
+    schedule = LearnedLogSNR(hidden=4)
+    with torch.no_grad():
+        schedule.straight.fill_(-8.0)
+        schedule.steepness.copy_(torch.tensor([-2.0, -0.5, 0.5, 2.0]))
+        schedule.heights.fill_(2.0)
+        schedule.offsets.copy_(torch.tensor([-3.0, -1.0, 0.0, 2.0]))
+    values = schedule.log_snr(torch.linspace(0, 1, 200, dtype=torch.float64)).detach()
+    assert bool((values.diff() < 0).all())
+    rises = (schedule.steepness.exp() * schedule.heights.exp()).tolist()  # slope of g at t = 0, sigmoid' = S (1 - S)
+    at_zero = torch.sigmoid(schedule.offsets).tolist()
+    slope = math.exp(-8.0) + sum(rise * s * (1 - s) for rise, s in zip(rises, at_zero, strict=True))
+    g = [
+        math.exp(-8.0) * t
+        + sum(
+            math.exp(u) / (1 + math.exp(-(math.exp(v) * t + b)))
+            for u, v, b in zip(
+                schedule.heights.tolist(), schedule.steepness.tolist(), schedule.offsets.tolist(), strict=True
+            )
+        )
+        for t in (0.0, 1.0)
+    ]
+    expected = -26.6 * slope / (g[1] - g[0])
+    assert schedule.at(scalar(1e-9)).dlog_snr.item() == pytest.approx(expected, rel=1e-6)
+
+
+@BOTH
+def test_alpha_bar_is_alpha_squared(make: Callable[[int], LearnedBetas | LearnedLogSNR]) -> None:
+    """At every time, and 1 exactly at t = 0."""
+    schedule = make(4)
+    t = torch.linspace(0, 1, 51, dtype=torch.float64)
+    alpha_bar = schedule.alpha_bar(t).detach()
+    assert alpha_bar[0].item() == 1
+    torch.testing.assert_close(alpha_bar, schedule.at(t).alpha.detach() ** 2, rtol=1e-13, atol=0)
+
+
 def test_a_learned_log_snr_starts_nearly_straight() -> None:
     """Its ends are those asked for, and between them it strays little from ``LogLinear``; another seed strays
     elsewhere.

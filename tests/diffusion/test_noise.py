@@ -224,7 +224,7 @@ def test_offset_noise_has_its_variances(strength: float) -> None:
     samples (Guttenberg 2023); 4 standard errors.
     """
     count = 4000
-    noise = OffsetNoise(base=BlockNoise(key=(5,), count=count), strength=strength)
+    noise = OffsetNoise(base=KeyedNoise.from_seeds(range(count)), strength=strength)
     drawn = noise.normal(torch.zeros(count, 2, 3, dtype=torch.float64)).flatten(1)
     covariance = torch.cov(drawn.T)
     expected = torch.eye(6, dtype=torch.float64)

@@ -442,6 +442,17 @@ def test_a_learned_variance_is_relative_to_beta(schedule: Schedule, step: int, l
     assert back.std.item() ** 2 == pytest.approx(beta * math.exp(log_ratio), rel=1e-9)
 
 
+@pytest.mark.parametrize("schedule", [RectifiedFlow(), Reciprocal()], ids=["flow", "reciprocal"])
+def test_the_first_step_is_known_however_its_time_was_rounded(schedule: Schedule) -> None:
+    """1 - 24/25 is not 1/25 in float64, but it is the first of 25 steps: its next level is the data (C5)."""
+    kind = LearnedVariance(mean=PredictX0(), process=GaussianProcess(schedule=schedule), num_steps=25)
+    rounded, exact = 1 - 24 / 25, 1 / 25
+    assert rounded > exact
+    x, output = torch.zeros(1, 1, dtype=torch.float64), torch.tensor([[0.2, 0.7]], dtype=torch.float64)
+    got, expected = (kind.decode(output, x, schedule.at(scalar(t))).variance_fraction for t in (rounded, exact))
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_learned_variance_where_beta_tilde_is_beta(dtype: torch.dtype) -> None:
     """Where so little signal is left that both are one float, the variance is beta exp(G) all the same."""

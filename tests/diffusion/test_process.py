@@ -166,6 +166,19 @@ def test_respacing_needs_no_new_table(upper: int, data: st.DataObject) -> None:
     assert small.mean.item() == pytest.approx(mean, rel=1e-9)
 
 
+@pytest.mark.parametrize("fraction", [0.0, 0.4, 1.0, 1.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_learned_variance_has_a_gradient_everywhere(
+    process: GaussianProcess, fraction: float, dtype: torch.dtype
+) -> None:
+    """d log std/d fraction = log(beta/beta_tilde)/2, at both ends too, where networks begin; finite at the last step."""
+    s, t = levels(process, 0.3, 0.5)
+    f, x = torch.full((1, 2), fraction, dtype=dtype, requires_grad=True), torch.zeros(1, 2, dtype=dtype)
+    torch.as_tensor(process.reverse(x, t, s, Estimate(x0=x, variance_fraction=f)).std).log().sum().backward()
+    expected = (t.sigma / s.sigma).log().to(dtype).expand(1, 2)
+    torch.testing.assert_close(f.grad, expected, rtol=1e-5, atol=0)
+
+
 @given(rising(2), st.floats(0, 1))
 def test_variance_is_interpolated_in_the_logarithm(
     process: GaussianProcess, times: tuple[float, ...], fraction: float
@@ -207,6 +220,15 @@ def test_the_last_step_is_the_belief(process: GaussianProcess, fraction: torch.T
     back = process.reverse(torch.ones(2, 3), t, zero, Estimate(x0=x0, variance_fraction=fraction))
     assert torch.equal(back.mean, x0)
     assert bool((torch.as_tensor(back.std) == 0).all())
+
+
+@pytest.mark.parametrize("fraction", [1.0, torch.ones(2, 3)], ids=["float", "tensor"])
+def test_the_last_step_may_have_beta(process: GaussianProcess, fraction: torch.Tensor | float) -> None:
+    """At s = 0 the large variance is beta = sigma_t^2, a number whoever asks for it, however small beta_tilde is."""
+    zero, t = levels(process, 0.0, 0.3)
+    x = torch.ones(2, 3)
+    std = torch.as_tensor(process.reverse(x, t, zero, Estimate(x0=x, variance_fraction=fraction)).std)
+    torch.testing.assert_close(std.float().expand(2, 3), t.sigma.float().expand(2, 3), rtol=1e-6, atol=0)
 
 
 def test_pure_noise_is_no_special_case(any_process: GaussianProcess) -> None:
@@ -265,7 +287,7 @@ def test_refuses_steps_that_go_nowhere(process: GaussianProcess, s: float, t: fl
     with pytest.raises(ValueError, match="s < t"):
         process.kernel(x, start, end)
     batch = torch.zeros(2, 1, dtype=torch.float64)
-    starts, ends = (process.schedule.at(torch.tensor([0.1, value], dtype=torch.float64)) for value in (s, t))
+    starts, ends = (process.schedule.at(torch.tensor(at, dtype=torch.float64)) for at in ([0.1, s], [0.2, t]))
     with pytest.raises(ValueError, match="s < t"):
         process.reverse(batch, ends, starts, Estimate(x0=batch))
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,8 @@ from PIL import Image
 from unstir.data.toy import SwissRoll
 from unstir.diffusion.likelihood import bits_per_dim
 from unstir.diffusion.noise import BlockNoise
-from unstir.reproduce import swiss_roll as module
+
+module: Any = importlib.import_module("unstir.reproduce.swiss_roll")  # the package has a function of this name
 
 LAW = SwissRoll()
 KEYS = [

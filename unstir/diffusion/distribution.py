@@ -85,9 +85,12 @@ class Bernoulli:
 
     Args:
         probability: of 1, of the shape of x.
+        complement: the probability of 0, where it is known to more digits than 1 - probability has: a step of a long
+            chain hardly ever flips a bit, and in float32 such a chance is lost in 1 - (1 - chance).
     """
 
     probability: X
+    complement: X | None = None
 
     @property
     def mean(self) -> X:
@@ -100,12 +103,32 @@ class Bernoulli:
 
     def log_prob(self, x: X) -> X:
         """Log-probability of every element, in nats."""
-        return torch.xlogy(x, self.probability) + torch.xlogy(1 - x, 1 - self.probability)
+        return _times_log(x, self.probability) + _times_log(1 - x, self._of_zero)
 
     def kl(self, other: Bernoulli) -> X:
-        """KL(self || other) of every element, in nats; infinite where ``other`` rules out what may be."""
-        p, q = self.probability, other.probability
-        return torch.xlogy(p, p) - torch.xlogy(p, q) + torch.xlogy(1 - p, 1 - p) - torch.xlogy(1 - p, 1 - q)
+        """KL(self || other) of every element, in nats; infinite where ``other`` rules out what may be.
+
+        Sum over both outcomes of p log(p/q) - p + q: the differences q - p of the two are opposite, and are taken from
+        the rarer one, which knows them to more digits.
+        """
+        (p, p_zero), (q, q_zero) = (self.probability, self._of_zero), (other.probability, other._of_zero)
+        gap = torch.where(p_zero < p, p_zero - q_zero, q - p)
+        return _relative_entropy(p, gap) + _relative_entropy(p_zero, -gap)
+
+    @property
+    def _of_zero(self) -> X:
+        return 1 - self.probability if self.complement is None else self.complement
+
+
+def _times_log(x: Tensor, y: Tensor) -> Tensor:
+    """The product x log y, and 0 where x is 0, with slope 0 there as well: 0/0 would make the gradient no number."""
+    return x * torch.where(x == 0, 1.0, y).log()
+
+
+def _relative_entropy(p: Tensor, gap: Tensor) -> Tensor:
+    """The share p log(p/q) - p + q of an outcome in a divergence, for q = p + gap."""
+    is_ruled_out = p == 0
+    return gap - p * torch.log1p(torch.where(is_ruled_out, 0.0, gap) / torch.where(is_ruled_out, 1.0, p))
 
 
 def _log_phi(x: Tensor) -> Tensor:

@@ -291,14 +291,17 @@ class BinomialProcess:
         """
         _require_floats(x_t)
         a, b = _transition(s, t)
-        likely = self._chance(x_t, torch.ones_like(x_t), a**2, b)  # q(x_t | x_s = 1)
+        zeros, ones = torch.zeros_like(x_t), torch.ones_like(x_t)
 
-        def posterior(x0: X) -> X:
-            before = self._tossed(x0, s.alpha**2, s.sigma**2)
-            return likely * before.probability / self._chance(x_t, x0, t.alpha**2, t.sigma**2)
+        def chance(x_s: X) -> X:
+            likely = self._chance(x_t, x_s, a**2, b)
+            zero, one = (
+                likely * self._chance(x_s, x0, s.alpha**2, s.sigma**2) / self._chance(x_t, x0, t.alpha**2, t.sigma**2)
+                for x0 in (zeros, ones)
+            )
+            return torch.lerp(zero, one, belief.x0)
 
-        zero, one = posterior(torch.zeros_like(x_t)), posterior(torch.ones_like(x_t))
-        return Bernoulli(probability=zero + (one - zero) * belief.x0)
+        return Bernoulli(probability=chance(ones), complement=chance(zeros))
 
     def decode_log_prob(self, data: X, x_t: X, t: Level, belief: Estimate, above: Level | None = None) -> X:
         """The last step, log p(x_0 | x_t) of every element, in nats: the belief itself is P(x_0 = 1).
@@ -340,7 +343,8 @@ class BinomialProcess:
         return torch.sigmoid(y)
 
     def _tossed(self, x: X, kept: Time, tossed: Time) -> Bernoulli:
-        return Bernoulli(probability=spread(kept, x) * x + spread(tossed * self.rate, x))
+        one, zero = (self._chance(torch.full_like(x, bit), x, kept, tossed) for bit in (1.0, 0.0))
+        return Bernoulli(probability=one, complement=zero)
 
     def _chance(self, seen: X, x: X, kept: Time, tossed: Time) -> X:
         """The probability that x has become the bit that is seen; nothing is taken from 1, so a small one is exact."""

@@ -59,7 +59,7 @@ def heartbeat(*, seed: int, advance: Advance, effort: float = 1.0) -> Report:
         denoiser,
         VariationalBound(num_steps=NUM_STEPS),
         law.draw,
-        Fit(steps=round(4000 * effort), batch=1024, seed=seed),
+        Fit(steps=round(4000 * effort), batch=512, seed=seed),
         advance=advance,
     )
     denoise = in_chunks(trained)
