@@ -292,7 +292,7 @@ def test_the_reverse_chain(name: str, num_steps: int) -> None:
         agree(exact.std**2, small)
         for fraction in (None, 0.0, 0.25, 1.0, 1.5):
             variance = numpy.exp((fraction or 0) * numpy.log(large) + (1 - (fraction or 0)) * numpy.log(small))
-            for given in {fraction} if fraction is None else (fraction, torch.full_like(belief, fraction)):
+            for given in (fraction, None if fraction is None else torch.full_like(belief, fraction)):
                 got = process.reverse(x_t, there, here, Estimate(x0=belief, variance_fraction=given))
                 agree(got.mean, believed)
                 agree(got.std**2, variance)
@@ -401,7 +401,7 @@ def test_every_parameterization_both_ways(name: str, num_steps: int) -> None:
             decoded = parameterization.decode(output, x_t, level).x0
             agree(decoded[is_told], value, (rounding / slope)[is_told])
             again = parameterization.target(decoded, x_t, level)
-            agree(again, output.flatten().numpy(), rounding * numpy.maximum(1, slope)) if is_told.all() else None
+            agree(again[is_told], output[is_told].flatten().numpy(), (rounding * numpy.maximum(1, slope))[is_told])
 
 
 @EACH

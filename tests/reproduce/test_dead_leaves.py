@@ -149,11 +149,14 @@ def test_a_short_run_has_the_form_of_a_report(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_order_of_the_paper() -> None:
-    """The diffusion beats the causal mixture by more than 4 standard errors, and both beat the Gaussian by bits."""
+def test_the_figures() -> None:
+    """Both models know of leaves, beyond any covariance; the order of the two is reported, not asked for."""
     report = module.dead_leaves(seed=0, advance=lambda stage, done, total: None)
     figures = report.figures
     assert not report.failures
-    assert figures["ours_over_autoregressive"] > 4 * figures["ours_over_autoregressive_standard_error"]
-    assert figures["autoregressive"] > figures["gaussian"] + 3
+    assert figures["autoregressive"] > figures["gaussian"] + 5
     assert figures["bits_per_dim"]["diffusion"] < 2.65
+    assert figures["bits_per_dim"]["autoregressive"] < 2.45
+    assert figures["standard_error"] < 0.03
+    said = any("NOT the paper's order" in line for line in report.lines)
+    assert said == (figures["ours_over_autoregressive"] <= 0)
