@@ -14,7 +14,6 @@ from unstir.diffusion.noise import BlockNoise
 from unstir.diffusion.process import GaussianProcess
 from unstir.diffusion.samplers import Ancestral, sample
 from unstir.diffusion.schedule import Level, LinearBeta
-from unstir.reproduce.report import Report
 from unstir.verify.oracles import MixtureOracle
 
 module: Any = importlib.import_module("unstir.reproduce.small_steps")  # the package has a function of this name
@@ -23,11 +22,6 @@ LAW = module.three_hills()
 PROCESS = GaussianProcess(schedule=LinearBeta(), levels=None)
 HALF = PROCESS.schedule.at(PROCESS.schedule.time_of(torch.tensor(0.0, dtype=torch.float64)))
 DATA = PROCESS.schedule.at(torch.zeros((), dtype=torch.float64))
-
-
-@pytest.fixture(scope="module")
-def report() -> Report:
-    return module.small_steps(seed=0, advance=lambda stage, done, total: None)
 
 
 def test_the_law_is_of_unit_variance() -> None:
@@ -104,7 +98,8 @@ def test_the_densities_have_mass_one() -> None:
 
 
 @pytest.mark.slow
-def test_the_experiment_shows_what_it_is_to_show(report: Report, tmp_path: Path) -> None:
+def test_the_experiment_shows_what_it_is_to_show(tmp_path: Path) -> None:
+    report = module.small_steps(seed=0, advance=lambda stage, done, total: None)
     assert not report.failures
     figures = report.figures
     for kind in module.KINDS:
