@@ -567,7 +567,7 @@ def test_refuses_what_is_no_schedule(make: Callable[[], object]) -> None:
         (lambda: Cosine(floor=0.7), r"floor <= 0\.5, got 0\.008 and 0\.7"),
         (lambda: Tabulated(table=(0.5,)).with_zero_terminal_snr(), r"one step.*use Tabulated\(table=\(0\.0,\)\)"),
         (lambda: LinearBeta().at(time(1.5)), r"in \[0, 1\], got 1\.5"),
-        (lambda: LinearBeta().at(torch.tensor([0.5])), r"float64 on the CPU, got torch\.float32.*t\.double"),
+        (lambda: LinearBeta().at(torch.tensor([0.5])), r"float64 tensors on the CPU, got torch\.float32.*as_tensor"),
     ],
 )
 def test_a_refusal_says_what_was_given_and_expected(make: Callable[[], object], words: str) -> None:

@@ -604,8 +604,8 @@ def _evenly(first: float, last: float, count: int) -> tuple[float, ...]:
 
 
 def _check_steps(num_steps: int) -> None:
-    if num_steps < 1:
-        raise ValueError(f"a chain needs at least 1 step, got {num_steps}; say how many steps it has")
+    if num_steps < 1 or num_steps != int(num_steps):
+        raise ValueError(f"a chain has a whole number of steps, at least 1 step, got {num_steps}")
 
 
 def checked_time(t: Time) -> Time:
@@ -614,8 +614,12 @@ def checked_time(t: Time) -> Time:
     Raises:
         ValueError: otherwise.
     """
-    if t.dtype != torch.float64 or t.device.type != "cpu":
-        raise ValueError(f"times are float64 on the CPU, got {t.dtype} on {t.device}; convert with t.double().cpu()")
+    kind = getattr(t, "dtype", type(t).__name__)  # a plain number has none
+    if kind != torch.float64 or t.device.type != "cpu":
+        raise ValueError(
+            f"times are float64 tensors on the CPU, got {kind} on {getattr(t, 'device', 'no device')}; convert with "
+            "torch.as_tensor(t, dtype=torch.float64, device='cpu')"
+        )
     if not bool(((t >= 0) & (t <= 1)).all()):
         raise ValueError(f"times must be in [0, 1], got {t.min().item()} to {t.max().item()}")
     return t
