@@ -43,7 +43,9 @@ def test_the_chain_forgets_everything() -> None:
     """alpha_bar_T = 0, so that H_q(X_T | X_0) = H_p(X_T) and both leave K."""
     end = PROCESS.schedule.at(torch.tensor(1.0, dtype=torch.float64))
     assert end.alpha.item() == 0
-    assert torch.equal(PROCESS.marginal(LAW.sequences.double(), end).probability, torch.full((5, 20), RATE, dtype=torch.float64))
+    assert torch.equal(
+        PROCESS.marginal(LAW.sequences.double(), end).probability, torch.full((5, 20), RATE, dtype=torch.float64)
+    )
 
 
 def test_what_it_tells(tmp_path: Path) -> None:
