@@ -43,7 +43,7 @@ def pictures(levels: int = 256) -> Tensor:
 def test_it_is_the_bound_of_the_mathematics() -> None:
     """One call of ``bits_per_dim`` on the same pictures, words, keys; its parts add up; its error is theirs."""
     made = model()
-    score = measure_bits(made, pictures(), PROMPTS, draws=3, seed=4)
+    score = measure_bits(made, pictures(), PROMPTS, draws=3, seed=4, first_log_snr=13.3)
     noise = KeyedNoise(keys=tuple((4, i) for i in range(5))).at(1)
     denoise = made.denoiser.given(made.reader.read(PROMPTS)[0])
     bound = bits_per_dim(denoise, made.process, to_unit(pictures()).double(), steps=None, draws=3, noise=noise)
@@ -55,8 +55,25 @@ def test_it_is_the_bound_of_the_mathematics() -> None:
 
 def test_the_batch_does_not_matter() -> None:
     """Picture i has its own key; what is left is the rounding of the float32 network."""
-    scores = [measure_bits(model(), pictures(), PROMPTS, draws=2, batch=batch).bits_per_dim for batch in (1, 2, 16)]
+    made = model()
+    scores = [
+        measure_bits(made, pictures(), PROMPTS, draws=2, batch=batch, first_log_snr=5.0).bits_per_dim
+        for batch in (1, 2, 16)
+    ]
     assert scores[1:] == pytest.approx([scores[0]] * 2, rel=1e-4)
+
+
+def test_the_decoder_begins_where_it_costs_least() -> None:
+    """A model that knows nothing of almost clean pictures is bounded best from an early level, and it is said which."""
+    made = model()
+    free = measure_bits(made, pictures(), PROMPTS, draws=4)
+    each = {
+        first: measure_bits(made, pictures(), PROMPTS, draws=4, first_log_snr=first).bits_per_dim
+        for first in (13.3, 11.0, 9.0, 7.0, 5.0, 3.0, 1.0)
+    }
+    assert free.bits_per_dim == min(each.values())
+    assert each[free.first_log_snr] == free.bits_per_dim
+    assert free.bits_per_dim < each[13.3] / 10
 
 
 def test_bits_of_bit_planes_are_those_of_bytes() -> None:
@@ -71,7 +88,7 @@ def test_bits_of_bit_planes_are_those_of_bytes() -> None:
         sampling=SamplingDefaults(sampler="ancestral"),
     )
     made = model(config)
-    score = measure_bits(made, pictures(), PROMPTS, draws=3)
+    score = measure_bits(made, pictures(), PROMPTS, draws=3, first_log_snr=13.3)
     noise = KeyedNoise(keys=tuple((0, i) for i in range(5)))
     planes = BitPlanes().encode(to_unit(pictures()).double(), noise)
     denoise = made.denoiser.given(made.reader.read(PROMPTS)[0])

@@ -162,7 +162,8 @@ def _tell(scores: dict[str, dict[str, Any]]) -> None:
     for name, score in scores.get("bits", {}).items():
         print(
             f"{_SPLITS[name]}: at most {score['bits_per_dim']:.3f} +- {score['standard_error']:.3f} bits/dim "
-            f"({score['pictures']} pictures, {score['draws']} noise levels each)"
+            f"({score['pictures']} pictures, {score['draws']} noise levels each below a log-SNR of "
+            f"{score['first_log_snr']:g}, the rest by the decoder)"
         )
 
 

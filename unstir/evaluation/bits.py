@@ -32,6 +32,7 @@ class BitsScore:
         reconstruction: from the decoder at the first level.
         pictures: how many.
         draws: times drawn a picture.
+        first_log_snr: of the level from which the decoder tells the rest, in nats.
     """
 
     bits_per_dim: float
@@ -41,6 +42,11 @@ class BitsScore:
     reconstruction: float
     pictures: int
     draws: int
+    first_log_snr: float
+
+
+_FIRST = (13.3, 11.0, 9.0, 7.0, 5.0, 3.0, 1.0)
+"""Log-SNRs of first levels to choose from."""
 
 
 def measure_bits(
@@ -51,9 +57,13 @@ def measure_bits(
     draws: int = 32,
     seed: int = 0,
     batch: int = 16,
+    first_log_snr: float | None = None,
     advance: Callable[[int], None] = lambda done: None,
 ) -> BitsScore:
     """The continuous-time bound of pictures given their words, without guidance.
+
+    The bound holds for any first level, from which the decoder tells the rest. A model that was never asked about
+    almost clean pictures (as most are not) needs thousands of bits there, and far fewer if the decoder begins earlier.
 
     Args:
         model: what is judged; computed where its weights are, beliefs read in float64 where that exists.
@@ -62,6 +72,7 @@ def measure_bits(
         draws: times a picture, stratified over log-SNR.
         seed: of noise and times; picture i has key (seed, i) whatever the batch.
         batch: pictures a call.
+        first_log_snr: of the first level, in nats; None takes the best of seven for the first batch.
         advance: told how many pictures are done.
 
     Raises:
@@ -83,14 +94,22 @@ def measure_bits(
     weight = next(model.denoiser.parameters())
     precision = torch.float32 if weight.device.type == "mps" else torch.float64
     model.denoiser.eval()
-    bounds: list[Bound] = []
-    for start in range(0, len(pictures), batch):
+
+    def bound_of(start: int, first: float) -> Bound:
         rows = slice(start, start + batch)
         noise = KeyedNoise(keys=tuple((seed, i) for i in range(len(pictures))[rows]))
         latents = codec.encode(to_unit(pictures[rows]).to(weight.device, precision), noise.at(0))
         condition, _ = model.reader.read(list(prompts[rows]))
         denoise = model.denoiser.given(condition.map(lambda tensor: tensor.to(weight.device)))
-        bounds.append(bits_per_dim(denoise, model.process, latents, steps=None, draws=draws, noise=noise.at(1)))
+        return bits_per_dim(
+            denoise, model.process, latents, steps=None, draws=draws, noise=noise.at(1), first_log_snr=first
+        )
+
+    if first_log_snr is None:
+        first_log_snr = min(_FIRST, key=lambda first: bound_of(0, first).mean)
+    bounds: list[Bound] = []
+    for start in range(0, len(pictures), batch):
+        bounds.append(bound_of(start, first_log_snr))
         advance(min(start + batch, len(pictures)))
     # A codec with several latents an element (bit planes) tells a picture's elements, not its own, apart.
     share = codec.latent_channels / codec.downsampling**2 / pictures.shape[1]
@@ -103,4 +122,5 @@ def measure_bits(
         reconstruction=share * torch.cat([bound.reconstruction for bound in bounds]).mean().item(),
         pictures=len(total),
         draws=draws,
+        first_log_snr=first_log_snr,
     )
