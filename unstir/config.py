@@ -49,8 +49,7 @@ def _build(value: object, registry: Mapping[str, type[Any]], parts: Mapping[str,
     own = {field.name: field for field in fields(cls)}
     if not own.keys() & parts.keys():
         return from_dict(cls, given)
-    if unknown := [name for name in given if name not in own]:
-        raise ValueError(f"no setting {unknown[0]!r}{_suggestion(unknown[0], list(own))}")
+    _refuse_unknown(given, own, "")
     missing = [f.name for f in own.values() if f.default is f.default_factory is MISSING and f.name not in given]
     if missing:
         raise ValueError(f"{kind} needs a setting {missing[0]!r}")
@@ -64,7 +63,7 @@ def _build(value: object, registry: Mapping[str, type[Any]], parts: Mapping[str,
 
 def _field(name: str, value: object, hint: Any) -> object:
     try:
-        return TypeAdapter(hint).validate_python(value)
+        return _adapter(hint).validate_python(value)
     except ValidationError as error:
         raise ValueError(f"{name}: {_plain(error.errors()[0]['msg'])}, got {_short(value)}") from None
 

@@ -32,8 +32,6 @@ from unstir.diffusion.parameterization import (
     Parameterization,
     PredictBit,
     PredictFlip,
-    PredictNoise,
-    PredictScore,
     PredictX0,
 )
 from unstir.diffusion.process import PROCESSES, Process
@@ -143,17 +141,12 @@ def _require_fit(config: ModelConfig) -> None:
         raise ValueError("a binomial process spoils bits, and this codec gives none; set codec to bits")
     if is_bits and config.sampling.sampler != "ancestral":
         raise ValueError(f"bits are sampled by ancestral, not by {config.sampling.sampler}; set sampling.sampler")
-    end = config.schedule.at(torch.ones((), dtype=torch.float64))
-    if end.alpha == 0 and _predicts_noise(config.parameterization):
-        raise ValueError(
-            "this schedule leaves no signal at t = 1, where noise (or the score) says nothing about the picture; "
-            "predict x0, v or flow, or take a schedule that keeps some signal"
-        )
-
-
-def _predicts_noise(parameterization: Parameterization) -> bool:
-    inner = getattr(parameterization, "mean", parameterization)
-    return isinstance(inner, (PredictNoise, PredictScore))
+    # Sampling starts at t = 1, so what a network says must have a meaning there.
+    x, end = torch.zeros(2, 1, 1, 1), config.schedule.at(torch.ones((), dtype=torch.float64))
+    try:
+        config.parameterization.decode(x.expand(-1, config.parameterization.outputs, -1, -1), x, end)
+    except ValueError as error:
+        raise ValueError(f"this schedule leaves no signal at t = 1: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,4 +1,4 @@
-"""The loss against direct computation, invariance to the parameterization, its minimum, and the law of its times; the
+"""The loss against direct computation, invariance to the parameterization, its minimum; the
 bound as an objective against the bound, and what learned variances and schedules get of it.
 """
 

@@ -150,7 +150,7 @@ def stage_progress() -> Generator[Stages]:
 
         def tell(stage: str, done: int, total: int) -> None:
             now = time.monotonic()
-            if stage != told[0] or now - float(told[1]) >= _PLAIN_SECONDS:
+            if stage != told[0] or now - float(told[1]) >= PLAIN_SECONDS:
                 told[:] = [stage, now]
                 say(f"{stage}: {done}/{total}")
 
@@ -168,8 +168,8 @@ def stage_progress() -> Generator[Stages]:
         yield advance
 
 
-_PLAIN_SECONDS = 15.0
-"""Between two lines of progress of one stage where there is no terminal."""
+PLAIN_SECONDS = 15.0
+"""Between two lines of progress where there is no terminal."""
 
 
 def say(sentence: str) -> None:

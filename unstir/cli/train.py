@@ -18,14 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from unstir.cli.output import Whole, print_json, progress_bar, say, writable_folder
+from unstir.cli.output import PLAIN_SECONDS, Whole, print_json, progress_bar, say, writable_folder
 
 if TYPE_CHECKING:
     from unstir.training.run import RunConfig, RunData
     from unstir.training.trainer import Report, Trainer
-
-_PLAIN_SECONDS = 15.0
-"""Between two lines of progress where there is no terminal."""
 
 _SMALL = 100
 """Below so many pictures the recipe ``tiny`` is the default."""
@@ -287,7 +284,7 @@ def _progress(config: RunConfig, data: RunData) -> Generator[Any]:
             rate = seen / seconds if seconds else 0.0
             text = f"loss {report.loss:.4f}, {rate:.1f} pictures/s"
             advance(report.images_seen, text)
-            if not is_terminal and rate and (now - last > _PLAIN_SECONDS or report.images_seen == total):
+            if not is_terminal and rate and (now - last > PLAIN_SECONDS or report.images_seen == total):
                 last = now
                 left = _duration((total - report.images_seen) / rate)
                 epoch = report.images_seen / len(data.train)

@@ -118,7 +118,7 @@ class NetworkDenoiser(nn.Module, Generic[C]):
                 return self(x_t, level, read, previous)
             # Kernels for one row may round differently from those for several: never call the network with one.
             belief = self(torch.cat([x_t, x_t]), _repeat(level, 2), read.cat(read), _twice(previous))
-            return _rows(belief, slice(0, 1))
+            return belief[:1]
 
         return denoise
 
@@ -130,7 +130,7 @@ class NetworkDenoiser(nn.Module, Generic[C]):
         def both(x_t: X, level: Level, previous: X | None = None) -> tuple[Estimate, Estimate]:
             belief = self(torch.cat([x_t, x_t]), _repeat(level, 2), joined, _twice(previous))
             count = x_t.shape[0]
-            return _rows(belief, slice(0, count)), _rows(belief, slice(count, None))
+            return belief[:count], belief[count:]
 
         return Pair(both=both, strong=self._bound(strong_read))
 
@@ -140,13 +140,6 @@ class NetworkDenoiser(nn.Module, Generic[C]):
             return condition
         with torch.no_grad():
             return read(condition)
-
-
-def _rows(belief: Estimate, index: slice) -> Estimate:
-    fraction = belief.variance_fraction
-    return Estimate(
-        x0=belief.x0[index], variance_fraction=fraction[index] if isinstance(fraction, Tensor) else fraction
-    )
 
 
 def _twice(previous: X | None) -> X | None:

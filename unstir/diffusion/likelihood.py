@@ -305,8 +305,8 @@ def flow_log_prob(
     signs = [torch.where(noise.at(1, i).uniform(data) < 0.5, -1.0, 1.0).to(data) for i in range(probes or 0)]
     with torch.no_grad():
         fine = log_prob(steps, signs or None)
-        coarse = log_prob(steps // 2, signs or None)
-        each = [log_prob(steps // 2, [sign]) for sign in signs]
+        each = [log_prob(steps // 2, [sign]) for sign in signs] or [log_prob(steps // 2, None)]
+    coarse = torch.stack(each).mean(0)  # the walk is the same for every probe, and linear in its trace
     trace_error = torch.full_like(fine, 0.0 if probes is None else math.nan)
     if len(each) > 1:
         trace_error = torch.stack(each).std(0) / math.sqrt(len(each))

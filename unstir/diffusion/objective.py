@@ -375,10 +375,7 @@ def _chain_term(process: Process, belief: Estimate, x0: X, x_t: X, level: Level,
         if not bool(rows.any()):
             continue
         chosen = rows.to(x_t.device)
-        t, fraction = level[rows], belief.variance_fraction
-        believed = Estimate(
-            x0=belief.x0[chosen], variance_fraction=fraction[chosen] if isinstance(fraction, Tensor) else fraction
-        )
+        t, believed = level[rows], belief[chosen]
         if rows is is_first:
             above = None if num_steps == 1 else process.schedule.at((index[rows] + 1) / num_steps)
             cost = -process.decode_log_prob(x0[chosen], x_t[chosen], t, believed, above)

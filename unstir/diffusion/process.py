@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from unstir.diffusion.distribution import Bernoulli, Distribution, Normal
@@ -37,6 +38,13 @@ class Estimate:
 
     x0: X
     variance_fraction: X | float | None = None
+
+    def __getitem__(self, index: slice | Bool[Tensor, "b"]) -> Estimate:
+        """What is believed about some samples of a batch."""
+        fraction = self.variance_fraction
+        return Estimate(
+            x0=self.x0[index], variance_fraction=fraction[index] if isinstance(fraction, Tensor) else fraction
+        )
 
 
 class Process(Protocol):

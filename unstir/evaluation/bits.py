@@ -105,10 +105,11 @@ def measure_bits(
             denoise, model.process, latents, steps=None, draws=draws, noise=noise.at(1), first_log_snr=first
         )
 
-    if first_log_snr is None:
-        first_log_snr = min(_FIRST, key=lambda first: bound_of(0, first).mean)
-    bounds: list[Bound] = []
-    for start in range(0, len(pictures), batch):
+    tried = {first: bound_of(0, first) for first in (_FIRST if first_log_snr is None else (first_log_snr,))}
+    first_log_snr = min(tried, key=lambda first: tried[first].mean)
+    bounds = [tried[first_log_snr]]
+    advance(min(batch, len(pictures)))
+    for start in range(batch, len(pictures), batch):
         bounds.append(bound_of(start, first_log_snr))
         advance(min(start + batch, len(pictures)))
     # A codec with several latents an element (bit planes) tells a picture's elements, not its own, apart.

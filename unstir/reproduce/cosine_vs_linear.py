@@ -20,7 +20,7 @@ from unstir.diffusion.schedule import Cosine, LinearBeta, VariancePreserving
 from unstir.diffusion.times import UniformTimes
 from unstir.reproduce import on_digits
 from unstir.reproduce.fit import Objective
-from unstir.reproduce.report import Advance, Report, mean_and_error, one_thread, plots, table, told
+from unstir.reproduce.report import Advance, Report, mean_and_error, one_thread, plots, save_plot, table, told
 
 SCHEDULES: dict[str, VariancePreserving] = {"linear": LinearBeta(), "cosine": Cosine()}
 PAPER = {
@@ -68,7 +68,6 @@ def cosine_vs_linear(*, seed: int, advance: Advance, effort: float = 1.0) -> Rep
             objective,
             steps=on_digits.shorter(2500, effort),
             seed=own,
-            has_variance=isinstance(parameterization, LearnedRange),
             advance=tell,
         )
         denoise = on_digits.within_range(trained)
@@ -181,5 +180,4 @@ def _picture(
     middle.set_yticklabels(list(PAPER))
     right.set(xscale="log", yscale="log", xlabel="steps", ylabel="kernel distance", title="pictures")
     right.legend(fontsize=8)
-    figure.savefig(path, dpi=120, format="png")
-    pyplot.close(figure)
+    save_plot(figure, path)

@@ -20,7 +20,7 @@ from unstir.diffusion.samplers import DDIM, Ancestral
 from unstir.diffusion.schedule import Level
 from unstir.diffusion.times import UniformTimes
 from unstir.reproduce import on_digits
-from unstir.reproduce.report import Advance, Report, mean_and_error, one_thread, plots, table, told
+from unstir.reproduce.report import Advance, Report, mean_and_error, one_thread, plots, save_plot, table, told
 from unstir.typing import X
 
 STEPS = (10, 20, 50, 100, 1000)
@@ -164,5 +164,4 @@ def _picture(
         on_digits.show(axes, shown[name], columns=10, title=f"{name}, {columns[0]} steps")
     left.set(xscale="log", yscale="log", xlabel="steps", ylabel="kernel distance to held-out digits")
     left.legend(fontsize=8)
-    figure.savefig(path, dpi=120, format="png")
-    pyplot.close(figure)
+    save_plot(figure, path)

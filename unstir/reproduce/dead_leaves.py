@@ -37,7 +37,7 @@ from unstir.diffusion.samplers import Ancestral, sample
 from unstir.diffusion.schedule import Level, LogLinear, spread
 from unstir.nn.convnet import ConvNet, ConvNetConfig
 from unstir.reproduce.fit import Fit, fit, in_chunks, seeded
-from unstir.reproduce.report import Advance, Report, one_thread, plots, table, told
+from unstir.reproduce.report import Advance, Report, mean_over_samples, one_thread, plots, save_plot, table, told
 from unstir.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from unstir.typing import Picture, X, integers
 
@@ -128,8 +128,8 @@ def dead_leaves(*, seed: int, advance: Advance, effort: float = 1.0) -> Report:
         "autoregressive": causal.bits_per_dim(data),
         "gaussian": gaussian_bits_per_dim(law, data),
     }
-    found = {name: _mean(values) for name, values in bits.items()}
-    ahead, ahead_error = _mean(bits["autoregressive"] - bits["diffusion"])
+    found = {name: mean_over_samples(values) for name, values in bits.items()}
+    ahead, ahead_error = mean_over_samples(bits["autoregressive"] - bits["diffusion"])
     start = BlockNoise(key=(seed, 3, 0xDEAD), count=36)
     drawn = _draw(denoise, process, law, start, max(10, round(150 * effort)), advance)
     ours, error = z_scored(found["diffusion"][0]), found["diffusion"][1]
@@ -310,10 +310,6 @@ def _draw(
     return x
 
 
-def _mean(values: Tensor) -> tuple[float, float]:
-    return values.mean().item(), values.std().item() / math.sqrt(len(values))
-
-
 def _picture(
     process: GaussianProcess, data: Tensor, drawn: Tensor, found: dict[str, tuple[float, float]], path: Path
 ) -> None:
@@ -332,8 +328,7 @@ def _picture(
         axes[3].axhline(PAPER[name], color=colour, linestyle=":", label=f"paper, {name} (other pictures)")
     axes[3].set(title="log-likelihood of z-scored pictures", ylabel="bits a pixel")
     axes[3].legend(fontsize=8)
-    figure.savefig(path, dpi=110, format="png")
-    pyplot.close(figure)
+    save_plot(figure, path, dpi=110)
 
 
 def _sheet(pictures: Picture) -> Tensor:

@@ -29,7 +29,7 @@ from unstir.diffusion.samplers import Ancestral
 from unstir.diffusion.times import LossAwareTimes
 from unstir.evaluation.parzen import ParzenLogLikelihood, choose_parzen_std, parzen_log_likelihood
 from unstir.reproduce import on_digits
-from unstir.reproduce.report import Advance, Report, one_thread, plots, table, told
+from unstir.reproduce.report import Advance, Report, one_thread, plots, save_plot, table, told
 
 PAPER_PARZEN = (317.0, 2.7)
 """Bits a picture of MNIST, by Parzen windows around samples of the model, and their error.
@@ -83,7 +83,6 @@ def digits(*, seed: int, advance: Advance, effort: float = 1.0) -> Report:
         VariationalBound(num_steps=steps, times=LossAwareTimes(num_steps=steps)),
         steps=on_digits.shorter(5000, effort),
         seed=seed,
-        has_variance=True,
         build=on_digits.convolutions,
         advance=advance,
     )
@@ -333,5 +332,4 @@ def _picture(rows: list[dict[str, Any]], chain: Bound, drawn: Tensor, path: Path
     steps.plot(chain.times[0].numpy(), chain.steps.mean(0).numpy() * (chain.steps.shape[1] + 1))
     steps.set(xlabel="t", ylabel="bits/dim, per unit of t", title="where the bits of the diffusion lie")
     on_digits.show(pictures, drawn[:144], columns=12, title="samples of the chain")
-    figure.savefig(path, dpi=120, format="png")
-    pyplot.close(figure)
+    save_plot(figure, path)

@@ -29,7 +29,7 @@ from unstir.diffusion.samplers import Ancestral, sample
 from unstir.diffusion.schedule import Tabulated, reciprocal_betas
 from unstir.nn.mlp import MLP, MLPConfig
 from unstir.reproduce.fit import Fit, fit, in_chunks, seeded
-from unstir.reproduce.report import Advance, Report, one_thread, plots, told
+from unstir.reproduce.report import Advance, Report, mean_over_samples, one_thread, plots, save_plot, told
 
 LENGTH, PERIOD, NUM_STEPS, RATE = 20, 5, 2000, 0.2
 PAPER = -2.414
@@ -70,7 +70,7 @@ def heartbeat(*, seed: int, advance: Advance, effort: float = 1.0) -> Report:
         denoise, process, data, steps=NUM_STEPS, noise=noise, progress=lambda done, total: advance("bound", done, total)
     )
     ours = -LENGTH * bound.diffusion - first_step_entropy(law.sequences, process)
-    error = ours.std().item() / math.sqrt(len(ours))
+    mean, error = mean_over_samples(ours)
 
     count = round(1000 * effort)
     drawn = _draw(denoise, process, BlockNoise(key=(seed, 2, 0xB17), count=count), advance)
@@ -78,7 +78,7 @@ def heartbeat(*, seed: int, advance: Advance, effort: float = 1.0) -> Report:
     phases = [int((law.phase(drawn[valid]) == phase).sum()) for phase in range(PERIOD)]
     invalid = int((~valid).sum())
     figures = {
-        "ours": ours.mean().item(),
+        "ours": mean,
         "standard_error": error,
         "bound": -LENGTH * bound.mean,
         "paper": PAPER,
@@ -134,5 +134,4 @@ def _picture(drawn: Tensor, times: Tensor, steps: Tensor, path: Path) -> None:
     left.set(title="50 samples", xlabel="place", ylabel="sample")
     right.plot(times.numpy(), LENGTH * NUM_STEPS * steps.numpy(), linewidth=0.5)
     right.set(title="where the bits of the bound lie", xlabel="t", ylabel="bits a sequence, per unit of t")
-    figure.savefig(path, dpi=120, format="png")
-    pyplot.close(figure)
+    save_plot(figure, path)

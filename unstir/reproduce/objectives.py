@@ -29,7 +29,7 @@ from unstir.diffusion.schedule import Level
 from unstir.diffusion.times import UniformTimes
 from unstir.reproduce import on_digits
 from unstir.reproduce.fit import Objective
-from unstir.reproduce.report import Advance, Report, mean_and_error, one_thread, plots, table, told
+from unstir.reproduce.report import Advance, Report, mean_and_error, one_thread, plots, save_plot, table, told
 from unstir.typing import Time
 
 
@@ -40,13 +40,11 @@ class Row:
     Args:
         parameterization: what the network's output means.
         objective: what is minimised.
-        has_variance: whether the variance is learned.
         paper: FID on CIFAR-10, or what the paper says instead.
     """
 
     parameterization: Parameterization
     objective: Objective
-    has_variance: bool
     paper: float | str
 
 
@@ -63,8 +61,7 @@ def rows_of(process: GaussianProcess, num_steps: int) -> dict[str, Row]:
         return LearnedVariance(mean=prediction, process=process, num_steps=num_steps)
 
     def row(parameterization: Parameterization, objective: Objective, paper: float | str) -> Row:
-        has_variance = isinstance(parameterization, LearnedVariance | LearnedRange)
-        return Row(parameterization=parameterization, objective=objective, has_variance=has_variance, paper=paper)
+        return Row(parameterization=parameterization, objective=objective, paper=paper)
 
     step_error = Simple(weight=weight_mean(process, num_steps), times=times)
     return {
@@ -120,7 +117,6 @@ def objectives(*, seed: int, advance: Advance, effort: float = 1.0) -> Report:
                     row.objective,
                     steps=on_digits.shorter(2000, effort),
                     seed=own,
-                    has_variance=row.has_variance,
                     advance=tell,
                 )
             except ArithmeticError:
@@ -219,5 +215,4 @@ def _picture(found: Mapping[str, Mapping[str, Any]], shown: Mapping[str, Tensor]
     left.set_yticklabels([f"{name}\nFID (paper): {row['paper_fid']}" for name, row in found.items()], fontsize=8)
     left.invert_yaxis()
     left.set_title("a dot a seed", fontsize=9)
-    figure.savefig(path, dpi=120, format="png")
-    pyplot.close(figure)
+    save_plot(figure, path)

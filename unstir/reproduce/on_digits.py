@@ -36,7 +36,6 @@ from unstir.nn.convnet import ConvNet, ConvNetConfig
 from unstir.nn.mlp import MLP, MLPConfig
 from unstir.reproduce.fit import Draw, Fit, Objective, fit, in_chunks, seeded
 from unstir.reproduce.report import Advance, mean_and_error
-from unstir.training.optimizer import OptimizerConfig
 from unstir.typing import floats
 
 LEVELS = 17
@@ -129,7 +128,6 @@ def learn(
     *,
     steps: int,
     seed: int,
-    has_variance: bool = False,
     build: Callable[[int], nn.Module] = perceptron,
     advance: Advance = lambda stage, done, total: None,
 ) -> Denoiser:
@@ -141,17 +139,15 @@ def learn(
         objective: what is minimised.
         steps: batches of 128.
         seed: of weights, data and noise.
-        has_variance: whether the network also tells a variance.
         build: makes the network, given the number of its outputs a pixel.
         advance: called after every step.
 
     Raises:
         ArithmeticError: if the loss is not finite.
     """
-    network = seeded(seed, lambda: build(2 if has_variance else 1))
+    network = seeded(seed, lambda: build(parameterization.outputs))
     denoiser: NetworkDenoiser[Condition] = NetworkDenoiser(network, process, parameterization)
-    optimizer = OptimizerConfig(learning_rate=2e-3, weight_decay=0.0, warmup_images=0, anneal=0.6)
-    config = Fit(steps=steps, batch=128, seed=seed, optimizer=optimizer)
+    config = Fit(steps=steps, batch=128, seed=seed)
     trained = fit(denoiser, objective, drawing(data().train.pictures), config, advance=advance)
     return in_chunks(trained)
 

@@ -23,7 +23,7 @@ from unstir.diffusion.process import Estimate
 from unstir.diffusion.schedule import Level
 from unstir.diffusion.times import LossAwareTimes, UniformTimes
 from unstir.reproduce import on_digits
-from unstir.reproduce.report import Advance, Report, mean_and_error, one_thread, plots, table, told
+from unstir.reproduce.report import Advance, Report, mean_and_error, one_thread, plots, save_plot, table, told
 from unstir.typing import X
 
 PAPER = {
@@ -95,7 +95,6 @@ def rate_distortion(*, seed: int, advance: Advance, effort: float = 1.0) -> Repo
                 objective,
                 steps=on_digits.shorter(800, effort),
                 seed=own,
-                has_variance=name == "bound",
                 build=on_digits.convolutions,
                 advance=tell,
             )
@@ -225,5 +224,4 @@ def _picture(curves: Mapping[str, Sequence[Sequence[RatePoint]]], path: Path) ->
     axes[0].legend(fontsize=8)
     axes[1].set(xlabel="share of the steps that are sent", ylabel="RMSE (lines, dots)", title="the same over time")
     other.set_ylabel("rate (dotted, crosses)")
-    figure.savefig(path, dpi=120, format="png")
-    pyplot.close(figure)
+    save_plot(figure, path)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from unstir.device import one_thread as one_thread
 
 Advance = Callable[[str, int, int], None]
@@ -65,6 +67,11 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
 
 
+def mean_over_samples(values: Tensor) -> tuple[float, float]:
+    """The mean of one number a sample, and its standard error."""
+    return values.mean().item(), values.std().item() / math.sqrt(len(values))
+
+
 def plots() -> Any:
     """The pyplot of matplotlib, drawing to files.
 
@@ -79,3 +86,9 @@ def plots() -> Any:
     import matplotlib.pyplot as pyplot
 
     return pyplot
+
+
+def save_plot(figure: Any, path: Path, *, dpi: int = 120) -> None:
+    """Write a figure as PNG, whatever the name's ending, and let go of it."""
+    figure.savefig(path, dpi=dpi, format="png")
+    plots().close(figure)

@@ -33,7 +33,7 @@ from torch import Tensor
 from unstir.diffusion.distribution import Normal
 from unstir.diffusion.process import Estimate, GaussianProcess
 from unstir.diffusion.schedule import Level, LinearBeta
-from unstir.reproduce.report import Advance, Report, one_thread, plots, table
+from unstir.reproduce.report import Advance, Report, one_thread, plots, save_plot, table
 from unstir.verify.oracles import Mixture, MixtureOracle
 
 Kind = Literal["matched", "beta", "beta_tilde"]
@@ -338,8 +338,7 @@ def _picture(
         axis.set(title=f"densities of x_0, variance {kind}", xlabel="x_0", xlim=(-2.5, 2.5))
     for axis in axes[1]:
         axis.legend(fontsize=8)
-    figure.savefig(path, dpi=110, format="png")
-    pyplot.close(figure)
+    save_plot(figure, path, dpi=110)
 
 
 def _draw_kernels(law: MixtureOracle, process: GaussianProcess, t: Level, axes: Any) -> None:

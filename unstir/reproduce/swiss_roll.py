@@ -28,7 +28,7 @@ from unstir.diffusion.samplers import Ancestral, sample
 from unstir.diffusion.schedule import Level, LogLinear
 from unstir.nn.mlp import MLP, MLPConfig
 from unstir.reproduce.fit import Fit, fit, in_chunks, seeded
-from unstir.reproduce.report import Advance, Report, one_thread, plots, table, told
+from unstir.reproduce.report import Advance, Report, mean_over_samples, one_thread, plots, save_plot, table, told
 from unstir.training.optimizer import OptimizerConfig
 from unstir.typing import X
 from unstir.verify.oracles import MixtureOracle
@@ -93,18 +93,18 @@ def swiss_roll(*, seed: int, advance: Advance, effort: float = 1.0) -> Report:
         )
         for stage, told_by in (("bound", denoise), ("exact bound", exact))
     )
-    gap, gap_error = _mean(2 * (ours.total - best.total))
-    plain, plain_error = _mean(2 * ours.total)
+    gap, gap_error = mean_over_samples(2 * (ours.total - best.total))
+    plain, plain_error = mean_over_samples(2 * ours.total)
 
     few = data[: math.ceil(1000 * effort)]
     steps = max(8, round(64 * effort))
     flow = flow_log_prob(denoise, process, few, steps=steps, noise=noise.rows(slice(len(few))), log_snr=(HIGH, LOW))
-    flow_gap, flow_error = _mean((law.log_density(few) - flow.log_prob) / math.log(2))
+    flow_gap, flow_error = mean_over_samples((law.log_density(few) - flow.log_prob) / math.log(2))
     advance("flow", 1, 1)
 
     start = BlockNoise(key=(seed, 3, 0x5011), count=math.ceil(4000 * effort))
     drawn = draw_points(denoise, process, start, max(10, round(250 * effort)), advance)
-    density, density_error = _mean(law.log_density(drawn) / math.log(2))
+    density, density_error = mean_over_samples(law.log_density(drawn) / math.log(2))
     rows = floors(law, data[: math.ceil(1000 * effort)], noise)
     entropy = law.entropy_bits
     figures = {
@@ -174,7 +174,7 @@ def floors(law: SwissRoll, data: Tensor, noise: BlockNoise) -> list[tuple[str, f
     exact, rest = _in_rows(exact_denoiser(law)), noise.rows(slice(len(data)))
     for steps in (_PAPER_STEPS, 10 * _PAPER_STEPS):
         bound = bits_per_dim(exact, roll_process(), data, steps=steps, noise=rest)
-        value, error = _mean(2 * bound.total + law.log_density(data) / math.log(2))
+        value, error = mean_over_samples(2 * bound.total + law.log_density(data) / math.log(2))
         rows.append((f"T = {steps}, variance beta_tilde", value, error))
     return rows
 
@@ -196,10 +196,6 @@ def _in_rows(oracle: MixtureOracle, size: int = 1024) -> Denoiser:
         return Estimate(x0=torch.cat([oracle(x_t[i], level if level.t.ndim == 0 else level[i]).x0 for i in chunks]))
 
     return denoise
-
-
-def _mean(values: Tensor) -> tuple[float, float]:
-    return values.mean().item(), values.std().item() / math.sqrt(len(values))
 
 
 def _picture(
@@ -240,5 +236,4 @@ def _picture(
             axis.plot(log_snr.numpy(), values.numpy(), label=label)
         axis.set(title=title, xlabel="log-SNR (data to the right)", ylabel="bits per unit of log-SNR", yscale=scale)
         axis.legend(fontsize=8)
-    figure.savefig(path, dpi=110, format="png")
-    pyplot.close(figure)
+    save_plot(figure, path, dpi=110)
