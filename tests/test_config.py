@@ -37,7 +37,7 @@ from unstir.diffusion.schedule import (
     Tabulated,
     VarianceExploding,
 )
-from unstir.diffusion.times import LogitNormalTimes, LogNormalTimes, LogSNRTimes, UniformTimes
+from unstir.diffusion.times import EndTime, LogitNormalTimes, LogNormalTimes, LogSNRTimes, UniformTimes
 from unstir.model import ModelConfig, SamplingDefaults
 from unstir.nn import NETWORKS, DiTConfig, UNetConfig
 from unstir.nn.text import TextConfig
@@ -71,6 +71,7 @@ KINDS: dict[tuple[str, str], Any] = {
     ("codec", "identity"): Identity(channels=4),
     ("codec", "bits"): BitPlanes(channels=4, bits=3),
     ("times", "uniform"): UniformTimes(),
+    ("times", "end"): EndTime(),
     ("times", "logit_normal"): LogitNormalTimes(std=0.7, uniform=0.3),
     ("times", "log_normal"): LogNormalTimes(mean=-1.1, std=1 / 3),
     ("times", "log_snr"): LogSNRTimes(low=-3.0, high=1 / 3),

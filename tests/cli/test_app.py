@@ -19,18 +19,20 @@ OPTIONS = {
         "--eta -o --output --batch --device --precision --metadata --no-metadata --json"
     ),
     "redo": "--picture -o --output --model --device --json",
+    "check": "--data --recipe --seed --json",
     "train": (
-        "--recipe --data --out --resume --from --images --batch --seed --checkpoint-every --allow-missing-captions "
-        "--set --device --json"
+        "--recipe --data --out --resume --from --images --batch --seed --checkpoint-every --captions "
+        "--aspect --max-broken --allow-missing-captions --set --device --json"
     ),
     "evaluate": (
-        "--model --data --metrics --split --seeds --seed --limit --steps --sampler --grid --guidance --batch --draws "
-        "--sheet --device --precision --json"
+        "--model --data --metrics --split --keywords --prompts --seeds --seed --limit --steps --sampler --grid "
+        "--guidance --batch --draws --sheet --device --precision --json"
     ),
     "reproduce": "--name -o --output --seed --json",
     "inspect": "--path --json",
     "verify": "--target --only --json",
     "data emoji": "--directory --size --language --json",
+    "data describe": "--directory --size --seed --limit --sheet --json",
 }
 
 Call = Callable[..., tuple[int, str, str]]
@@ -101,6 +103,10 @@ def test_the_version_is_the_packages(call: Call) -> None:
         ["data", "kittens", "x"],
         ["data", "emoji"],
         ["data", "emoji", "x", "--size", "big"],
+        ["data", "describe"],
+        ["data", "describe", "x", "--size", "2.5"],
+        ["check"],
+        ["check", "x", "tiny", "extra"],
     ],
     ids=" ".join,
 )

@@ -135,6 +135,131 @@ def test_bits_are_told_beside_or_alone(call: Call, places: Path) -> None:
     assert (score["pictures"], score["draws"]) == (5, 4)
 
 
+@pytest.fixture(scope="module")
+def many(places: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve pictures of two captions, with keywords: "shade" and "tint" are of many and no captions, "dark" is one."""
+    folder = tmp_path_factory.mktemp("many")
+    random = numpy.random.default_rng(0)
+    lines = []
+    for i in range(12):
+        low, high, name = (0, 60, "dark") if i % 2 else (190, 256, "light")
+        Image.fromarray(random.integers(low, high, (16, 16, 3), dtype=numpy.uint8)).save(folder / f"{i}.png")
+        words = ["shade", "dark"] + (["tint"] if i < 9 else ["rare"])
+        lines.append(json.dumps({"file_name": f"{i}.png", "text": name, "keywords": words}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def test_likeness_is_told_beside_retrieval_of_the_same_pictures(call: Call, places: Path) -> None:
+    """Against the same pictures drawn by hand: mean square in [-1, 1], gradients, distances of the two seeds."""
+    options = ("--split", "train", "--seeds", 2, "--seed", 5, "--metrics", "prompts,likeness")
+    status, out, err = call("evaluate", places / "run", "--data", places / "set", *options, "--json")
+    assert (status, err) == (0, "")
+    result = json.loads(out)
+    assert set(result) >= {"prompts", "likeness"}
+    files = sorted((places / "set" / "train").glob("*.png"))
+    asked = numpy.stack([read(file) for file in files]) / 127.5 - 1
+    pipe = load(places / "run")
+    prompts = [f"the {file.stem} one" for file in files]
+    drawn = numpy.stack(
+        [numpy.stack(pipe.sample(prompts, seed=5 + 5 * run)) for run in range(2)]  # rows, columns, channels
+    )
+    drawn = drawn / 127.5 - 1
+    score = result["likeness"]["train"]
+    errors = ((drawn - asked) ** 2).mean((2, 3, 4)).mean(0)
+    assert score["squared_error"]["value"] == pytest.approx(errors.mean())
+    assert score["squared_error"]["standard_error"] == pytest.approx(errors.std(ddof=1) / 5**0.5)
+    across = drawn[:, :, :-1, 1:] - drawn[:, :, :-1, :-1]
+    down = drawn[:, :, 1:, :-1] - drawn[:, :, :-1, :-1]
+    assert score["sharpness"]["value"] == pytest.approx(numpy.hypot(across, down).mean())
+    distances = ((drawn[0] - drawn[1]) ** 2).mean((1, 2, 3)) ** 0.5
+    assert score["diversity"]["value"] == pytest.approx(distances.mean())
+    assert (score["least_error"]["value"], score["real_diversity"], score["prompts"]) == (0, None, 5)
+
+
+def test_people_read_likeness(call: Call, places: Path, many: Path) -> None:
+    arguments = ("evaluate", places / "run", "--data", many, "--split", "train", "--metrics", "likeness")
+    status, out, _ = call(*arguments, "--seeds", 2)
+    assert status == 0
+    assert "training: squared error" in out
+    assert "of the real pictures'" in out
+    assert "diversity over seeds" in out
+    assert "real pictures of a prompt" in out  # two captions, six pictures each
+    assert "retrieval" not in out
+    assert "steps 3" in out
+    assert "diversity needs --seeds 2" in call(*arguments, "--seeds", 1)[1]
+
+
+def test_a_shared_caption_is_asked_once_and_right_on_any_of_its_pictures(
+    call: Call, places: Path, many: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is drawn, black pictures are nearest to a dark one: right for "dark", on any of six, and not for "light"."""
+    from unstir.pipeline import Pipeline, Result
+
+    def paint(self, requests):
+        for request in requests:
+            yield Result(request=request, picture=Image.new("RGB", (16, 16)), seconds=0.0, warnings=())
+
+    monkeypatch.setattr(Pipeline, "_draw", paint)
+    arguments = ("evaluate", places / "run", "--data", many, "--split", "train", "--metrics", "prompts,likeness")
+    score = json.loads(call(*arguments, "--json")[1])
+    assert score["prompts"]["train"]["top1"] == 0.5
+    assert (score["prompts"]["train"]["prompts"], score["prompts"]["train"]["seeds"]) == (2, 3)
+    assert score["likeness"]["train"]["least_error"]["value"] > 0
+    assert score["likeness"]["train"]["diversity"]["value"] == 0
+
+
+def test_keywords_are_asked_instead(call: Call, places: Path, many: Path) -> None:
+    """Two words are of 8 pictures or more and no caption; eight seeds; every picture carries "shade"."""
+    arguments = ("evaluate", places / "run", "--data", many, "--keywords", 2)
+    status, out, err = call(*arguments, "--metrics", "prompts,likeness", "--json")
+    assert (status, err) == (0, "")
+    result = json.loads(out)
+    score = result["prompts"]["keywords"]
+    assert list(result["prompts"]) == list(result["likeness"]) == ["keywords"]
+    assert (score["prompts"], score["seeds"], score["variety"]["seeds"]) == (2, 8, 8)
+    assert score["top1"] >= 0.5
+    assert 1 <= score["variety"]["distinct"]["value"] <= 8
+    assert result["likeness"]["keywords"]["real_diversity"]["value"] > 0
+    out = call(*arguments, "--seeds", 2)[1]
+    assert "keywords: the nearest real picture carries the keyword in" in out
+    assert "different nearest pictures among 2 seeds" in out
+    assert "half of the seeds differ for" in out
+
+
+def test_a_file_of_free_words_is_asked_instead(call: Call, places: Path, tmp_path: Path) -> None:
+    (tmp_path / "free.tsv").write_text("something red\tthe red one\nsnow\tthe white one\n")
+    arguments = ("evaluate", places / "run", "--data", places / "set", "--prompts", "free.tsv", "--seeds", 1)
+    status, out, _ = call(*arguments, "--json")
+    assert status == 0
+    score = json.loads(out)["prompts"]["free"]
+    assert (score["prompts"], score["seeds"], score["candidates"], score["parts"]) == (2, 1, 6, None)
+    assert "free wordings: top-1 retrieval" in call(*arguments)[1]
+
+
+def test_what_is_right_of_misses_is_told(call: Call, places: Path, tmp_path: Path, monkeypatch) -> None:
+    """Names with skin tones, and a drawer of black pictures: retrieved is always the darkest one."""
+    from unstir.pipeline import Pipeline, Result
+
+    def paint(self, requests):
+        for request in requests:
+            yield Result(request=request, picture=Image.new("RGB", (16, 16)), seconds=0.0, warnings=())
+
+    monkeypatch.setattr(Pipeline, "_draw", paint)
+    folder = tmp_path / "people"
+    folder.mkdir()
+    names = ("man pilot: dark skin tone", "woman pilot: dark skin tone", "man judge: light skin tone", "heart")
+    for i, name in enumerate(names):
+        Image.new("RGB", (16, 16), (60 * i,) * 3).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(name)
+    arguments = ("evaluate", places / "run", "--data", folder, "--split", "train", "--seeds", 1)
+    parts = json.loads(call(*arguments, "--json")[1])["prompts"]["train"]["parts"]
+    assert parts == {"misses": 2, "person": 0.5, "job": 0.5, "tone": 0.5}
+    assert (
+        "of 2 misses of names with a skin tone: person right 50%, job right 50%, tone right 50%" in call(*arguments)[1]
+    )
+
+
 def test_a_sheet_is_written(call: Call, places: Path, tmp_path: Path) -> None:
     arguments = ("evaluate", places / "run", "--data", places / "set", "--seeds", 1, "--sheet", "sheet.png")
     assert call(*arguments)[0] == 0
@@ -142,10 +267,37 @@ def test_a_sheet_is_written(call: Call, places: Path, tmp_path: Path) -> None:
         assert sheet.size == (8 * 36 + 4, 50 + 4)  # six pictures in one row
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--keywords", "1", "--split", "train"], "--keywords asks for pictures of all splits; leave --split out"),
+        (["--prompts", "free.tsv", "--split", "test"], "--prompts asks for pictures of all splits"),
+        (["--keywords", "1", "--prompts", "free.tsv"], "give one of them"),
+        (["--keywords", "1", "--metrics", "prompts,bits"], "leave bits or --keywords out"),
+        (["--keywords", "0"], "at least 1, got 8, 184 and 0"),
+        (["--keywords", "3"], "2 keywords of this set name 8 pictures or more, 3 were asked for"),
+        (["--prompts", "free.tsv"], "free.tsv: no such file"),
+    ],
+)
+def test_what_excludes_each_other_is_told(
+    call: Call, places: Path, many: Path, arguments: list[str], words: str
+) -> None:
+    """On a set that has keywords, so that nothing else is wrong."""
+    status, out, err = call("evaluate", places / "run", "--data", many, *arguments)
+    assert (status, out) == (2, "")
+    assert words in err
+
+
 BAD = {
     "metric": ["--metrics", "beauty"],
     "one bad metric": ["--metrics", "prompts,beauty"],
     "split": ["--split", "dev"],
+    "keywords": ["--keywords", "0"],
+    "too many keywords": ["--keywords", "3"],
+    "keywords of a split": ["--keywords", "1", "--split", "test"],
+    "keywords and a file": ["--keywords", "1", "--prompts", "free.tsv"],
+    "bits of keywords": ["--keywords", "1", "--metrics", "prompts,bits"],
+    "a file that is not there": ["--prompts", "free.tsv"],
     "split without pictures": ["--split", "validation"],
     "limit": ["--limit", "0"],
     "limit of words": ["--limit", "all"],

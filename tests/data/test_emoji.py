@@ -88,6 +88,10 @@ def test_the_columns(built: EmojiSummary) -> None:
     assert "❤" in by_id
     assert "🇦🇺" in by_id
     assert "🇭🇲" not in by_id  # the same flag, later
+    assert by_id["🇦🇺"]["also"] == ["flag: Heard & McDonald Islands"]
+    assert {name for row in all_rows for name in row["also"]} >= {"flag: France", "flag: Spain", "flag: United States"}
+    assert {row["repeats"] for row in all_rows if "skin tone" in row["name"]} == {1}
+    assert by_id["😀"]["repeats"] == 2
 
 
 @needs_packages
@@ -96,7 +100,11 @@ def test_the_layout_is_hugging_faces(built: EmojiSummary) -> None:
     assert str(file.schema_arrow.field("image").type) == "struct<bytes: binary, path: string>"
     features = json.loads(file.schema_arrow.metadata[b"huggingface"])["info"]["features"]
     assert features["image"] == {"_type": "Image"}
-    assert list(features) == file.schema_arrow.names == ["image", "text", "id", "name", "keywords", "split"]
+    assert (
+        list(features)
+        == file.schema_arrow.names
+        == [*("image", "text", "id", "name", "keywords", "split", "also", "repeats")]
+    )
     assert max(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)) == 100
     card = (built.directory / "README.md").read_text()
     assert card.startswith("---\n")
@@ -108,6 +116,7 @@ def test_the_layout_is_hugging_faces(built: EmojiSummary) -> None:
 def test_the_set_reads_back_as_a_picture_set(built: EmojiSummary) -> None:
     pictures = find_pictures(built.directory)
     assert len(pictures.records) == 3621
+    assert ("flag: Clipperton Island", "flag: France", "flag: St. Martin") in {r.captions for r in pictures.records}
     grinning = next(record for record in pictures.records if record.key == "😀")
     assert grinning.captions == ("grinning face",)
     assert grinning.keywords == ("face", "grin", "grinning face")

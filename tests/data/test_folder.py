@@ -1,6 +1,5 @@
-"""Every layout gives the same pictures and captions, and every mistake gets one clear sentence."""
+"""Folders and parquet files: keys, splits, precedence, and one clear sentence for every mistake."""
 
-import csv
 import io
 import json
 import os
@@ -69,55 +68,10 @@ def make_jsonl(root: Path) -> None:
     jsonl(root, rows_of())
 
 
-def make_jsonl_of_captions(root: Path) -> None:
-    put_pictures(root)
-    text = "\ufeff" + "\r\n\r\n".join(json.dumps(row) for row in rows_of("caption"))
-    put(root / "metadata.jsonl", text)
-
-
-def make_jsonl_above(root: Path) -> None:
-    put_pictures(root / "images")
-    jsonl(root, [{**row, "file_name": f"images/{row['file_name']}"} for row in rows_of()])
-
-
-def make_jsonl_in_a_split(root: Path) -> None:
-    make_jsonl(root / "train")
-
-
-def make_csv(root: Path) -> None:
-    put_pictures(root)
-    with open(root / "metadata.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, ["", "file_name", "text"])  # pandas leaves the name of its index empty
-        writer.writeheader()
-        writer.writerows({"": index, **row} for index, row in enumerate(rows_of()))
-
-
-def make_metadata_parquet(root: Path) -> None:
-    put_pictures(root)
-    rows = rows_of()
-    columns = {name: [row[name] for row in rows] for name in ("file_name", "text")}
-    put_parquet(root / "metadata.parquet", columns)
-
-
 def make_sidecars(root: Path) -> None:
     put_pictures(root)
     for name, (_, caption) in PICTURES.items():
         put((root / name).with_suffix(".txt"), f"\ufeff{caption}\r\n")
-
-
-def make_kohya_sidecars(root: Path) -> None:
-    put_pictures(root / "images")
-    for name, (_, caption) in PICTURES.items():
-        put((root / "images" / name).with_suffix(".caption"), caption)
-
-
-def make_classes(root: Path) -> None:
-    for name, (colour, caption) in PICTURES.items():
-        put(root / caption.replace(" ", "_" if "fox" in caption else "-") / name, png(colour))
-
-
-def make_classes_in_a_split(root: Path) -> None:
-    make_classes(root / "train")
 
 
 def make_hugging_face(root: Path) -> None:
@@ -135,47 +89,17 @@ def make_binary_parquet(root: Path) -> None:
     put_parquet(root / "x.parquet", {"image": [data for data, _ in rows], "caption": [[text] for _, text in rows]})
 
 
-def make_parquet_that_points_to_files(root: Path) -> None:
-    put_pictures(root / ".files")
+def test_a_parquet_file_that_points_to_files(tmp_path: Path) -> None:
+    put_pictures(tmp_path / ".files")
     columns = {
         "image": [{"bytes": None, "path": f".files/{name}"} for name in PICTURES],
         "name": [caption for _, caption in PICTURES.values()],
     }
     columns["image"][0]["bytes"] = png("red")  # gives the column its type
-    put_parquet(root / "x.parquet", columns)
-
-
-LAYOUTS: dict[Callable[[Path], None], str] = {
-    make_jsonl: "metadata",
-    make_jsonl_of_captions: "metadata",
-    make_jsonl_above: "metadata",
-    make_jsonl_in_a_split: "metadata",
-    make_csv: "metadata",
-    make_metadata_parquet: "metadata",
-    make_sidecars: "sidecar",
-    make_kohya_sidecars: "sidecar",
-    make_classes: "folder",
-    make_classes_in_a_split: "folder",
-    make_hugging_face: "parquet",
-    make_binary_parquet: "parquet",
-    make_parquet_that_points_to_files: "parquet",
-}
-
-
-@pytest.mark.parametrize("make", LAYOUTS)
-def test_every_layout_gives_the_same_pictures_and_captions(make: Callable[[Path], None], tmp_path: Path) -> None:
-    make(tmp_path)
+    put_parquet(tmp_path / "x.parquet", columns)
     pictures = find_pictures(tmp_path)
-    assert {record.source for record in pictures.records} == {LAYOUTS[make]}
-    assert {record.split for record in pictures.records} == {"train"}
-    got = [(pictures.read(record), record.captions) for record in pictures.records]
-    expected = [(png(colour), (caption,)) for colour, caption in PICTURES.values()]
-    if "classes" in make.__name__:  # the key begins with the folder, so the order is another
-        got, expected = sorted(got), sorted(expected)
-    assert got == expected
-    assert pictures.skipped == ()
-    assert pictures.notes == ()
-    check_captions(pictures, allow_missing=False)
+    assert [pictures.read(record) for record in pictures.records] == [png(colour) for colour, _ in PICTURES.values()]
+    assert [record.captions for record in pictures.records] == [(caption,) for _, caption in PICTURES.values()]
 
 
 def test_keys_are_paths_relative_to_the_root_in_natural_order(tmp_path: Path) -> None:
@@ -462,8 +386,9 @@ def test_every_mistake_is_named_in_one_sentence(mistake: str, tmp_path: Path) ->
 
 
 def test_a_file_that_is_no_parquet(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a\.zip is a file, but pictures are read from a folder or a \.parquet file"):
-        find_pictures(put(tmp_path / "a.zip", b""))
+    match = r"a\.rar is a file, but pictures are read from a folder or a \.parquet, \.tar or \.zip file"
+    with pytest.raises(ValueError, match=match):
+        find_pictures(put(tmp_path / "a.rar", b""))
 
 
 def test_metadata_without_captions_is_told(tmp_path: Path) -> None:
@@ -492,39 +417,6 @@ def test_a_set_captioned_in_part_is_refused_unless_allowed(tmp_path: Path) -> No
     with pytest.raises(ValueError, match=match):
         check_captions(pictures, allow_missing=False)
     check_captions(pictures, allow_missing=True)
-
-
-def test_the_summary(tmp_path: Path) -> None:
-    make_sidecars(tmp_path / "train")
-    put(tmp_path / "test" / "c.png", png("red", (16, 4)))
-    put(tmp_path / "test" / "d.png", png("red", (32, 20)))
-    put(tmp_path / "test" / "e.png", b"broken")
-    put(tmp_path / "notes.pdf", b"")
-    summary = summarize(find_pictures(tmp_path))
-    assert summary.splits == (("train", 3), ("test", 3))
-    assert dict(summary.sources) == {"sidecar": 3, "none": 3}
-    assert summary.sizes == ((8, 8), (8, 8), (32, 20))
-    assert summary.unreadable == ("test/e.png",)
-    assert summary.uncaptioned == ("test/c.png", "test/d.png", "test/e.png")
-    text = "\n".join(summary.lines())
-    for part in (
-        f"6 pictures in {tmp_path}",
-        "splits: train 3, test 3",
-        "sizes: 8x8 to 32x20, median 8x8 (6 files looked at)",
-        "no caption: test/c.png",
-        "skipped 1 (not a picture: .pdf): notes.pdf",
-    ):
-        assert part in text
-    assert text.count("example: ") == 5
-
-
-def test_the_summary_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
-    for index in range(40):
-        put(tmp_path / f"{index}.png", png("red"))
-        put(tmp_path / f"{index}.txt", f"caption {index}")
-    pictures = find_pictures(tmp_path)
-    assert summarize(pictures).lines() == summarize(pictures).lines()
-    assert summarize(pictures).lines() != summarize(pictures, seed=1).lines()
 
 
 def test_the_order_on_disk_does_not_matter(tmp_path: Path) -> None:

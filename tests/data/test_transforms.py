@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, features
 
-from unstir.data import PictureSet, decode, find_pictures, load_pictures, square, to_bytes, to_unit
+from unstir.data import PictureSet, decode, find_pictures, load_buckets, load_pictures, to_bytes, to_unit
 
 RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
 
@@ -209,40 +209,6 @@ def test_floating_point_samples_are_refused() -> None:
         decode(saved(Image.new("F", (4, 4), 0.5), "TIFF"))
 
 
-def test_square_crops_the_middle() -> None:
-    image = Image.new("RGB", (64, 32), RED)
-    image.paste(BLUE, (16, 0, 48, 32))
-    for picture in (image, image.transpose(Image.Transpose.ROTATE_90)):
-        got = square(picture, 8)
-        assert got.shape == (3, 8, 8)
-        assert got.dtype == np.uint8
-        assert (got == np.array(BLUE, dtype=np.uint8)[:, None, None]).all()
-
-
-def test_square_keeps_rows_and_columns_apart() -> None:
-    got = square(four_corners(32, 32), 16)
-    assert tuple(got[:, 0, 15]) == GREEN
-    assert tuple(got[:, 15, 0]) == BLUE
-
-
-def test_square_leaves_a_picture_of_the_right_size_alone() -> None:
-    image = noisy(16)
-    assert np.array_equal(square(image, 16), np.asarray(image).transpose(2, 0, 1))
-    wide = Image.fromarray(np.pad(np.asarray(image), ((0, 0), (3, 4), (0, 0))))
-    assert np.array_equal(square(wide, 16), np.asarray(image).transpose(2, 0, 1))
-
-
-def test_square_is_antialiased() -> None:
-    stripes = Image.fromarray(np.tile(np.array([0, 255], dtype=np.uint8), (512, 256)))
-    got = square(stripes.convert("RGB"), 32).astype(int)
-    assert np.abs(got - 127.5).max() < 6
-
-
-def test_square_refuses_a_size_below_one() -> None:
-    with pytest.raises(ValueError, match="size is 0"):
-        square(noisy(8), 0)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_to_bytes_undoes_to_unit_for_all_values(dtype: torch.dtype) -> None:
     every = torch.arange(256, dtype=torch.uint8)
@@ -330,3 +296,53 @@ def test_load_pictures_stops_where_nothing_is_left(tmp_path: Path) -> None:
         load_pictures(pictures.split("test"), 8)
     with pytest.raises(ValueError, match="size is 0"):
         load_pictures(pictures, 0)
+
+
+def test_load_pictures_with_white_around(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 8), RED).save(tmp_path / "a.png")
+    Image.new("RGB", (8, 8), BLUE).save(tmp_path / "b.png")
+    pictures = find_pictures(tmp_path)
+    cropped, _ = load_pictures(pictures, 8)
+    loaded, kept = load_pictures(pictures, 8, aspect="pad")
+    assert kept is pictures
+    assert torch.equal(cropped[1], loaded[1])
+    assert tuple(cropped[0, :, 0, 0]) == RED
+    assert tuple(loaded[0, :, 0, 0]) == (255, 255, 255)
+    assert tuple(loaded[0, :, 4, 0]) == RED
+    with pytest.raises(ValueError, match=r"aspect is 'buckets', expected crop or pad; load_buckets gives"):
+        load_pictures(pictures, 8, aspect="buckets")
+    with pytest.raises(ValueError, match=r"aspect is 'stretch', expected crop or pad\.$"):
+        load_pictures(pictures, 8, aspect="stretch")
+
+
+def test_load_buckets(tmp_path: Path) -> None:
+    sizes = [(64, 64), (90, 60), (60, 90), (300, 100), (65, 64), (7, 7)]
+    for number, size in enumerate(sizes, start=7):  # on disk 10 comes before 7
+        noisy(300).crop((0, 0, *size)).save(tmp_path / f"{number}.png")
+    (tmp_path / "broken.png").write_bytes(b"broken")
+    seen: list[tuple[int, int]] = []
+    pictures = find_pictures(tmp_path)
+    loaded, kept = load_buckets(
+        pictures, 64, 8, progress=lambda done, total: seen.append((done, total)), max_broken=0.2
+    )
+    shapes = [(64, 64), (48, 80), (80, 48), (48, 80), (64, 64), (64, 64)]
+    assert [tuple(one.shape) for one in loaded] == [(3, *shape) for shape in shapes]
+    assert {one.dtype for one in loaded} == {torch.uint8}
+    assert [record.key for record in kept.records] == [f"{number}.png" for number in range(7, 13)]
+    assert [key for key, _ in kept.skipped] == ["broken.png"]
+    assert seen == [(7, 7)]
+    squares, _ = load_pictures(pictures, 64, max_broken=0.2)
+    assert all(torch.equal(loaded[index], squares[index]) for index in (0, 4, 5))
+    with pytest.raises(ValueError, match="size is 64 and multiple is 7"):
+        load_buckets(pictures, 64, 7)
+    with pytest.raises(ValueError, match=r"1 of the 7 pictures .*--max-broken: broken\.png: The file of 6 bytes"):
+        load_buckets(pictures, 64, 8)
+
+
+def test_large_files_are_not_held_in_memory_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = fill(tmp_path, 10, 0)
+    monkeypatch.setattr("unstir.data.transforms._CHUNK_BYTES", 150)
+    done: list[int] = []
+    loaded, _ = load_pictures(pictures, 8, progress=lambda now, total: done.append(now))
+    assert loaded[:, 0, 0, 0].tolist() == list(range(10))
+    assert len(done) >= 5

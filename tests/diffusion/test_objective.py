@@ -65,7 +65,15 @@ from unstir.diffusion.schedule import (
     VarianceExploding,
     linear_betas,
 )
-from unstir.diffusion.times import LogitNormalTimes, LogNormalTimes, LogSNRTimes, LossAwareTimes, Times, UniformTimes
+from unstir.diffusion.times import (
+    EndTime,
+    LogitNormalTimes,
+    LogNormalTimes,
+    LogSNRTimes,
+    LossAwareTimes,
+    Times,
+    UniformTimes,
+)
 from unstir.typing import Noise
 from unstir.verify.oracles import BitsOracle, GaussianOracle
 
@@ -909,6 +917,32 @@ def test_a_chain_refuses_times_between_its_steps() -> None:
     model = told(DENSITY, BIASED)
     with pytest.raises(ValueError, match="10 steps has times i/10 only"):
         VariationalBound(num_steps=10, times=LogSNRTimes())(model, data(4), Nothing(count=4), keyed(4))
+
+
+@pytest.mark.parametrize("num_steps", [None, 10])
+def test_what_divides_by_the_density_refuses_times_that_have_none(num_steps: int | None) -> None:
+    """A bound, alone or in a hybrid, at times that are all t = 1: ValueError, not infinitely many copies of one term."""
+    bound = VariationalBound(num_steps=num_steps, times=EndTime())
+    for objective in (bound, Hybrid(bound=bound), Offset(objective=bound)):
+        with pytest.raises(ValueError, match="no density to divide by"):
+            objective(told(DENSITY, BIASED), data(4), Nothing(count=4), keyed(4))
+
+
+def test_at_the_end_of_the_straight_path_the_network_sees_noise_alone() -> None:
+    """What comes in is the noise itself, to the last bit, and the loss is |D(noise) - x0|^2: a regression."""
+    x0 = data(6)
+    seen: list[Tensor] = []
+
+    def belief(x_t: Tensor, level: Level, previous: Tensor | None = None) -> Estimate:
+        seen.append(x_t)
+        return Estimate(x0=0.3 * x_t)
+
+    model = denoiser(RectifiedFlow(), PredictX0(), belief)
+    loss = Simple(weight=weight_x0, times=EndTime())(model, x0, Nothing(count=6), keyed(6))
+    noise = keyed(6).at(1).normal(x0)
+    assert torch.equal(seen[0], noise)
+    torch.testing.assert_close(loss.per_sample, (0.3 * noise - x0).square().flatten(1).mean(1))
+    assert loss.parts["log_snr"].tolist() == [-math.inf] * 6
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,15 @@ from unstir.diffusion.schedule import (
     VarianceExploding,
     linear_betas,
 )
-from unstir.diffusion.times import LogitNormalTimes, LogNormalTimes, LogSNRTimes, LossAwareTimes, Times, UniformTimes
+from unstir.diffusion.times import (
+    EndTime,
+    LogitNormalTimes,
+    LogNormalTimes,
+    LogSNRTimes,
+    LossAwareTimes,
+    Times,
+    UniformTimes,
+)
 from unstir.verify.oracles import GivenNoise, kolmogorov
 
 
@@ -232,3 +240,19 @@ def test_a_schedule_without_the_levels_asked_for_is_refused() -> None:
     """Times at levels that the schedule does not have: ValueError, not the same time for all."""
     with pytest.raises(ValueError, match="no level with log"):
         LogNormalTimes(mean=40.0, std=0.5).draw(LogLinear(), 4, keyed(4))
+
+
+@EVERY_PATH
+def test_the_end_is_the_noisy_one(schedule: Schedule) -> None:
+    """Every draw is t = 1 exactly, float64, on every schedule; on the straight path no signal at all is left there."""
+    t = EndTime().draw(schedule, 5, keyed(5))
+    assert (t.dtype, t.tolist()) == (torch.float64, [1.0] * 5)
+    assert EndTime().draw(RectifiedFlow(shift=3.0), 0, keyed(0)).shape == (0,)
+    level = RectifiedFlow(shift=3.0).at(t)
+    assert (level.alpha.tolist(), level.sigma.tolist()) == ([0.0] * 5, [1.0] * 5)
+
+
+def test_the_end_has_no_density() -> None:
+    """A mass on one time cannot be divided out: ValueError that says what to take instead."""
+    with pytest.raises(ValueError, match=r"no density.*take the simple objective"):
+        EndTime().density(RectifiedFlow(), torch.ones(2, dtype=torch.float64))

@@ -18,7 +18,23 @@ from PIL import Image
 from torch import Tensor
 
 from unstir.data.folder import InFile, PictureSet, Record
-from unstir.evaluation.prompts import choose_prompts, draw_with, measure, nearest, retrieval, spread_choice
+from unstir.evaluation.prompts import (
+    Draw,
+    Questions,
+    Retrieval,
+    ask_captions,
+    ask_lines,
+    choose_prompts,
+    draw_all,
+    draw_with,
+    name_parts,
+    nearest,
+    parts_of_misses,
+    retrieval,
+    retrieve,
+    score,
+    spread_choice,
+)
 from unstir.pipeline import Request, Result
 
 
@@ -116,17 +132,24 @@ def perfect(prompts: Sequence[str], run: int) -> Tensor:
     return (pictures + bytes_of(run, *pictures.shape).int() % 5 - 2).clamp(0, 255).to(torch.uint8)
 
 
+QUESTIONS = Questions(prompts=tuple(PROMPTS), captions=tuple(PROMPTS), answers=tuple((i,) for i in ASKED))
+
+
+def measured(draw: Draw, seeds: int) -> Retrieval:
+    return score(QUESTIONS, retrieve(draw_all(draw, PROMPTS, seeds=seeds), REAL), len(REAL))
+
+
 def test_a_perfect_drawer_scores_one() -> None:
-    score = measure(perfect, PROMPTS, ASKED, REAL, seeds=3)
-    assert (score.top1, score.standard_error) == (1.0, 0.0)
-    assert (score.prompts, score.seeds, score.candidates) == (4, 3, 6)
+    found = measured(perfect, 3)
+    assert (found.top1, found.standard_error) == (1.0, 0.0)
+    assert (found.prompts, found.seeds, found.candidates) == (4, 3, 6)
 
 
 def test_a_constant_drawer_scores_its_share() -> None:
     """Whatever is asked it draws picture 2: right for one prompt of four, and its error bar says so."""
-    score = measure(lambda prompts, run: REAL[[2] * len(prompts)], PROMPTS, ASKED, REAL, seeds=2)
-    assert score.top1 == 0.25
-    assert score.standard_error == pytest.approx(statistics.stdev([0, 0, 1, 0]) / 2)
+    found = measured(lambda prompts, run: REAL[[2] * len(prompts)], 2)
+    assert found.top1 == 0.25
+    assert found.standard_error == pytest.approx(statistics.stdev([0, 0, 1, 0]) / 2)
 
 
 def test_each_run_counts() -> None:
@@ -137,10 +160,24 @@ def test_each_run_counts() -> None:
         seen.append(run)
         return perfect(prompts, run) if run == 1 else REAL[[1] * len(prompts)]
 
-    score = measure(draw, PROMPTS, ASKED, REAL, seeds=3)
+    found = measured(draw, 3)
     assert seen == [0, 1, 2]
-    assert score.top1 == pytest.approx(1 / 3)
-    assert score.standard_error == pytest.approx(0, abs=1e-9)
+    assert found.top1 == pytest.approx(1 / 3)
+    assert found.standard_error == pytest.approx(0, abs=1e-9)
+
+
+def test_a_row_is_a_prompt_and_a_column_a_run() -> None:
+    drawn = draw_all(lambda prompts, run: REAL[[ASKED[PROMPTS.index(p)] for p in prompts]] + run, PROMPTS, seeds=2)
+    assert drawn.shape == (4, 2, 3, 8, 8)
+    assert torch.equal(drawn[2, 1], REAL[2] + 1)
+    assert retrieve(drawn[:, :1], REAL).tolist() == [[4], [0], [2], [5]]
+
+
+def test_any_picture_with_the_caption_is_a_hit() -> None:
+    """Where many carry it, each of them; the right row of another prompt is none."""
+    shared = Questions(prompts=("a cat", "a dog"), captions=("a cat", "a dog"), answers=((0, 3), (1, 2)))
+    found = score(shared, torch.tensor([[3, 0, 1], [0, 2, 4]]), 5)
+    assert found.top1 == pytest.approx((2 / 3 + 1 / 3) / 2)
 
 
 def record(key: str, split: str, *captions: str) -> Record:
@@ -159,6 +196,83 @@ def test_the_prompts_of_a_split_are_chosen() -> None:
     reverse = PictureSet(root=Path(), records=tuple(records[::-1]))
     assert {reverse.records[i].key for i in choose_prompts(reverse, "test", 5)} == {records[i].key for i in some}
     assert choose_prompts(pictures, "validation", 5) == []
+
+
+def test_a_caption_is_asked_once_however_many_carry_it() -> None:
+    """Shared captions are one prompt, whose right answers are of every split; captions of one picture are as chosen."""
+    said = [("cat", "train"), ("dog", "test"), ("cat", "test"), ("dog", "test"), ("eel", "test"), ("cat", "test")]
+    pictures = PictureSet(root=Path(), records=tuple(record(f"{i}.png", s, c, "x") for i, (c, s) in enumerate(said)))
+    asked = ask_captions(pictures, "test", 9)
+    assert dict(zip(asked.prompts, asked.answers, strict=True)) == {"cat": (0, 2, 5), "dog": (1, 3), "eel": (4,)}
+    assert asked.captions == asked.prompts
+    ranked = sorted(range(1, 6), key=lambda i: hashlib.sha256(f"{i}.png".encode()).hexdigest())
+    firsts = list(dict.fromkeys(said[i][0] for i in ranked))
+    assert set(ask_captions(pictures, "test", 2).prompts) == set(firsts[:2])
+    assert ask_captions(pictures, "validation", 2).prompts == ()
+    alone = PictureSet(root=Path(), records=tuple(record(f"{i}.png", "test", f"name {i}") for i in range(20)))
+    chosen = [f"name {i}" for i in choose_prompts(alone, "test", 7)]
+    assert list(ask_captions(alone, "test", 7).prompts) == chosen
+
+
+def test_a_file_asks_in_free_words() -> None:
+    """A prompt, a tab, a caption; blank lines do not count, and one picture may be asked for twice."""
+    pictures = PictureSet(root=Path(), records=tuple(record(c, "test", c) for c in ("cat", "dog", "cat")))
+    asked = ask_lines("a furry friend\tdog\n\nkitty cat \t cat\nhound\tdog\n", pictures)
+    assert asked.prompts == ("a furry friend", "kitty cat", "hound")
+    assert asked.captions == ("dog", "cat", "dog")
+    assert asked.answers == ((1,), (0, 2), (1,))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a\tcat\nno tab", "line 2 .*'no tab'.* a tab and a caption"),
+        ("\tcat", "line 1"),
+        ("a\tcow", "'cow'.* none has that caption"),
+        ("a\t", "line 1"),
+        ("\n \n", "holds no line"),
+    ],
+)
+def test_a_file_that_asks_for_nothing_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ask_lines(text, PictureSet(root=Path(), records=(record("0", "test", "cat"),)))
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("woman pilot: dark skin tone", (("woman",), ("pilot",), ("dark skin tone",))),
+        ("pilot: dark skin tone", ((), ("pilot",), ("dark skin tone",))),
+        ("kiss: woman, man, light skin tone", (("woman", "man"), ("kiss",), ("light skin tone",))),
+        ("man: medium skin tone, red hair", (("man",), ("", "red hair"), ("medium skin tone",))),
+        ("women holding hands", (("women",), ("holding hands",), ())),
+        ("flag: France", ((), ("flag", "France"), ())),
+        ("red heart", ((), ("red heart",), ())),
+    ],
+)
+def test_a_name_has_a_person_a_job_and_a_tone(name: str, parts: object) -> None:
+    assert name_parts(name) == parts
+
+
+def test_what_is_right_of_a_miss() -> None:
+    """Hits do not count, nor misses of names without a tone; a name without person words does not count for these."""
+    woman, tone = "woman pilot: dark skin tone", "dark skin tone"
+    pairs = [
+        (woman, woman),
+        ("red heart", "green heart"),
+        (woman, f"man pilot: {tone}"),
+        (woman, "woman pilot: light skin tone"),
+        (woman, f"woman judge: {tone}"),
+        (f"ear: {tone}", "ear: light skin tone"),
+        ("handshake: light skin tone, dark skin tone", "handshake: dark skin tone, light skin tone"),
+    ]
+    found = parts_of_misses(pairs)
+    assert found is not None
+    assert (found.misses, found.person, found.job, found.tone) == (5, 2 / 3, 4 / 5, 2 / 5)
+    assert parts_of_misses(pairs[:2]) is None
+    alone = parts_of_misses(pairs[5:6])
+    assert alone is not None
+    assert (alone.person, alone.job, alone.tone) == (None, 1.0, 0.0)
 
 
 class Painter:

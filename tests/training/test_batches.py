@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -45,7 +47,7 @@ def reader() -> WordReader:
 
 
 def seen(data: Captioned, reader: WordReader, start: int, count: int, seed: int = 5, drop: float = 0.3):
-    pictures, condition, noise = batch_of(data, reader, Wording(), seed=seed, start=start, count=count, drop=drop)
+    [(pictures, condition, noise)] = batch_of(data, reader, Wording(), seed=seed, start=start, count=count, drop=drop)
     which = ((pictures[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
     words = [row[mask].tolist() for row, mask in zip(condition.words, condition.word_mask, strict=True)]
     draws = noise.at(OBJECTIVE).normal(torch.zeros(count, 7))
@@ -117,11 +119,46 @@ def test_no_randomness_is_used_twice(data: Captioned, reader: WordReader, monkey
     monkeypatch.setattr(KeyedNoise, "_draw", note)
     order_of_epoch.cache_clear()
     for start in range(0, 6 * COUNT, COUNT):
-        _, _, noise = batch_of(data, reader, Wording(), seed=9, start=start, count=COUNT, drop=0.1)
+        [(_, _, noise)] = batch_of(data, reader, Wording(), seed=9, start=start, count=COUNT, drop=0.1)
         noise.at(OBJECTIVE).at(0).normal(torch.zeros(COUNT, 1))
         noise.at(batches.CODEC).normal(torch.zeros(COUNT, 1))
     twice = sorted({key for key in used if used.count(key) > 1})
     assert not twice, f"drawn from more than once: {twice}"
+
+
+def test_an_epoch_shows_every_picture_as_often_as_it_is_repeated(data: Captioned, reader: WordReader) -> None:
+    repeated = replace(data, repeats=tuple(1 + i % 3 for i in range(COUNT)))
+    total = sum(repeated.repeats)
+    for epoch in range(2):
+        shown = [which for which, *_ in seen(repeated, reader, epoch * total, total)]
+        assert [shown.count(i) for i in range(COUNT)] == list(repeated.repeats)
+    chosen = repeated.rows([4, 2])
+    assert chosen.repeats == (2, 3)
+    assert len(repeated) == COUNT
+
+
+def test_samples_of_one_shape_come_together_and_are_what_they_are_alone(data: Captioned, reader: WordReader) -> None:
+    """The same picture, words and noise for every sample index, whatever the others of its batch are."""
+    shapes = [(3, 4, 4), (3, 2, 6), (3, 6, 2)]
+    mixed = replace(data, pictures=tuple(torch.full(shapes[i % 3], i, dtype=torch.uint8) for i in range(COUNT)))
+    parts = batch_of(mixed, reader, Wording(), seed=5, start=2, count=9, drop=0.3)
+    alone = seen(data, reader, 2, 9)
+    found: dict[int, tuple[list[int], bool, list[float]]] = {}
+    for pictures, condition, noise in parts:
+        draws = noise.at(OBJECTIVE).normal(torch.zeros(len(pictures), 7)).tolist()
+        words = [row[mask].tolist() for row, mask in zip(condition.words, condition.word_mask, strict=True)]
+        for row, key in enumerate(noise.keys):
+            which = round((pictures[row, 0, 0, 0].item() + 1) * 127.5)
+            assert pictures[row].shape == shapes[which % 3]
+            found[key[1]] = (which, words[row], condition.kept.tolist()[row], draws[row])
+    assert [found[i] for i in range(2, 11)] == alone
+    assert len(parts) == len({tuple(part[0].shape[1:]) for part in parts}) == 3
+
+
+def test_pictures_that_are_shown_once_need_not_say_so(data: Captioned, reader: WordReader) -> None:
+    assert seen(replace(data, repeats=(1,) * COUNT), reader, 3, 9) == seen(data, reader, 3, 9)
+    assert replace(data, repeats=(1,) * COUNT).fingerprint() == data.fingerprint()
+    assert replace(data, repeats=(2,) * COUNT).fingerprint() != data.fingerprint()
 
 
 def test_a_picture_without_captions_is_trained_as_if_its_words_had_been_forgotten(reader: WordReader) -> None:
@@ -129,7 +166,7 @@ def test_a_picture_without_captions_is_trained_as_if_its_words_had_been_forgotte
     data = Captioned(
         pictures=torch.zeros(2, 3, 4, 4, dtype=torch.uint8), captions=((), ("x",)), keywords=((), ()), keys=("a", "b")
     )
-    rows = batch_of(data, reader, Wording(), seed=0, start=0, count=8, drop=0.0)
+    [rows] = batch_of(data, reader, Wording(), seed=0, start=0, count=8, drop=0.0)
     kept = rows[1].kept.tolist()
     assert kept == [picture_of(0, i, 2) == 1 for i in range(8)]
 

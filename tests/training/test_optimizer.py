@@ -94,6 +94,56 @@ def test_two_steps_are_the_published_update() -> None:
         torch.testing.assert_close(module.weight.detach(), theta, rtol=1e-12, atol=1e-12)
 
 
+class Stacked(nn.Module):
+    """A stack of layers between two that read and write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(3, 8)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Linear(16, 8)) for _ in "ab")
+        self.last = nn.Linear(8, 2)
+
+
+def held_by(optimizer: torch.optim.Optimizer) -> set[int]:
+    return {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+
+
+def test_muon_moves_the_matrices_of_stacked_layers_and_adamw_the_rest() -> None:
+    network = Stacked()
+    adamw, muon = make_optimizer(network, OptimizerConfig(hidden="muon")).members
+    inside = {id(layer.weight) for stack in network.layers for layer in stack if isinstance(layer, nn.Linear)}
+    assert isinstance(muon, torch.optim.Muon)
+    assert held_by(muon) == inside
+    assert held_by(adamw) == {id(weight) for weight in network.parameters()} - inside
+
+
+def test_muons_update_is_orthogonal_and_as_long_as_adamws() -> None:
+    """The momentum's singular values all become about 1, times 0.2 sqrt(max(rows, columns)): arXiv:2502.16982, Eq. 4."""
+    network = Stacked()
+    weight = network.layers[0][0].weight
+    before = weight.detach().clone()
+    optimizer = make_optimizer(network, OptimizerConfig(hidden="muon", learning_rate=0.01, weight_decay=0))
+    for each in network.parameters():
+        each.grad = torch.randn_like(each)
+    optimizer.step()
+    values = torch.linalg.svdvals((before - weight.detach()) / (0.01 * 0.2 * 16**0.5))
+    assert values.min() > 0.5  # the quintic iteration leaves them between about 0.7 and 1.2; bf16 adds a little
+    assert values.max() < 1.4
+
+
+def test_the_state_of_a_weight_is_its_owners() -> None:
+    network = Stacked()
+    optimizer = make_optimizer(network, OptimizerConfig(hidden="muon"))
+    for each in network.parameters():
+        each.grad = torch.randn_like(each)
+    optimizer.step()
+    assert set(optimizer.state_of(network.layers[1][2].weight)) == {"momentum_buffer"}
+    assert set(optimizer.state_of(network.first.weight)) == {"step", "exp_avg", "exp_avg_sq"}
+    optimizer.zero_grad()
+    assert all(weight.grad is None for weight in network.parameters())
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from unstir.conditioning.text import WordReader
 from unstir.model import ModelConfig, SamplingDefaults, load_model
-from unstir.nn import DiTConfig
+from unstir.nn import DiTConfig, UNetConfig
 from unstir.nn.text import TextConfig
 from unstir.training.checkpoint import load_latest
 from unstir.training.optimizer import OptimizerConfig
@@ -389,7 +389,7 @@ def test_pictures_of_the_test_split_are_not_opened(
     data = load_data(replace(config, data=str(tmp_path)))
     assert len(data.train) == 4
     assert any("/train/" in path for path in opened)
-    assert not [path for path in opened if "/test/" in path]
+    assert not [path for path in opened if "/test/" in path and not path.endswith(".txt")]
 
 
 def test_a_set_of_test_pictures_only_is_refused(tmp_path: Path, config: RunConfig) -> None:
@@ -424,6 +424,76 @@ def test_missing_captions_are_refused_unless_allowed(tmp_path: Path, config: Run
     allowed = replace(short, allow_missing_captions=True)
     assert len(load_data(allowed).train) == 4
     assert go(tmp_path / "run", allowed).is_finished
+
+
+def shaped(folder: Path, shapes: list[tuple[int, int]]) -> Path:
+    """Pictures of the given widths and heights, red where the middle is, blue at the ends of the longer side."""
+    folder.mkdir()
+    for i, (width, height) in enumerate(shapes):
+        picture = Image.new("RGB", (width, height), "blue")
+        side = min(width, height)
+        picture.paste("red", ((width - side) // 2, (height - side) // 2, (width + side) // 2, (height + side) // 2))
+        picture.save(folder / f"{i:03d}.png")
+        (folder / f"{i:03d}.txt").write_text(f"shape {i}", "utf-8")
+    return folder
+
+
+def test_crop_takes_the_middle_and_pad_the_whole(tmp_path: Path, config: RunConfig) -> None:
+    wide = replace(config, data=str(shaped(tmp_path / "data", [(64, 32)] * 3 + [(32, 32)])))
+    cropped = load_data(wide)
+    assert all(torch.equal(one, cropped.train.pictures[3]) for one in cropped.train.pictures)
+    assert any("centre crop" in line and "3 of" in line for line in cropped.lines), cropped.lines
+    padded = load_data(replace(wide, aspect="pad"))
+    first = padded.train.pictures[0].permute(1, 2, 0)
+    assert first.shape == (16, 16, 3)
+    assert (first[:3] == 255).all()  # white above
+    assert first[8, 0].tolist() == [0, 0, 255]
+    assert any("white" in line for line in padded.lines), padded.lines
+
+
+def test_buckets_train_on_every_shape(tmp_path: Path, config: RunConfig) -> None:
+    """Three shapes in one run, on a network that draws any multiple of 2; the middle picture of each is whole."""
+    network = UNetConfig(width=8, multipliers=(1, 2), blocks=1, attention=(), text=TEXT)
+    data = shaped(tmp_path / "data", [(64, 32), (32, 64), (32, 32)] * 3)
+    mixed = replace(config, data=str(data), aspect="buckets", model=replace(config.model, network=network))
+    loaded = load_data(mixed)
+    assert len({tuple(one.shape) for one in loaded.train.pictures}) == 3
+    assert loaded.train.pictures[0][:, :, 0].float().mean(1).tolist() == pytest.approx([0, 0, 255], abs=30)  # the end
+    assert go(tmp_path / "run", mixed).is_finished
+
+
+def test_buckets_are_refused_by_a_network_of_one_size(tmp_path: Path, config: RunConfig) -> None:
+    data = shaped(tmp_path / "data", [(64, 32)] * 3)
+    with pytest.raises(ValueError, match=r"draws 16x16 only.*--aspect crop or pad"):
+        load_data(replace(config, data=str(data), aspect="buckets"))
+
+
+def test_broken_pictures_are_listed_and_too_many_stop(tmp_path: Path, config: RunConfig) -> None:
+    folder = fill(tmp_path / "data", 7)
+    for i in range(3):
+        (folder / f"{i:03d}.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
+    short = replace(config, data=str(folder))
+    with pytest.raises(ValueError, match=r"3 of the 7 pictures .* cannot be decoded \(42\.9%.*mend or remove"):
+        load_data(short)
+    loaded = load_data(replace(short, max_broken=0.5))
+    assert loaded.train.keys == tuple(f"{i:03d}.png" for i in range(3, 7))
+    assert sum(line.startswith("broken and left out: 00") for line in loaded.lines) == 3
+
+
+def test_captions_come_from_where_one_says(tmp_path: Path, config: RunConfig) -> None:
+    folder = fill(tmp_path / "data", 3)
+    for i in range(3):
+        (folder / f"{i:03d}.png").rename(folder / f"a red thing {i}.png")
+        (folder / f"{i:03d}.txt").rename(folder / f"a red thing {i}.txt")
+    data = replace(config, data=str(folder))
+    assert load_data(data).train.captions == tuple((f"colour {i}",) for i in range(3))
+    assert load_data(replace(data, captions="filename")).train.captions == (("a red thing",),) * 3
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_a_share_that_is_none_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="max_broken"):
+        RunConfig(max_broken=share)
 
 
 def test_captions_may_hold_line_breaks_and_any_sign(tmp_path: Path, config: RunConfig) -> None:

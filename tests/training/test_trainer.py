@@ -128,7 +128,7 @@ def test_an_optimizer_restored_is_placed_as_torch_places_its_own(fresh, tmp_path
     save_checkpoint(tmp_path, trainer.checkpoint())
     other.restore(load_latest(tmp_path))
     for mine, theirs in zip(trainer.network.parameters(), other.network.parameters(), strict=True):
-        left, right = trainer.optimizer.state[mine], other.optimizer.state[theirs]
+        left, right = trainer.optimizer.state_of(mine), other.optimizer.state_of(theirs)
         assert {k: (v.dtype, v.shape, v.device) for k, v in left.items()} == {
             k: (v.dtype, v.shape, v.device) for k, v in right.items()
         }

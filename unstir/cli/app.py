@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from unstir import __version__
+from unstir.cli.check import check
 from unstir.cli.data import data_app
 from unstir.cli.evaluate import evaluate
 from unstir.cli.inspect import inspect
@@ -32,7 +33,7 @@ app = App(
     version=__version__,
     help_format="plaintext",
 )
-for verb in (sample, redo, train, evaluate, reproduce, inspect, verify):
+for verb in (sample, redo, check, train, evaluate, reproduce, inspect, verify):
     app.command(verb)
 app.command(data_app)
 

@@ -13,6 +13,8 @@ from cyclopts import Parameter
 
 from unstir.cli.output import print_json
 
+_SETS = (".parquet", ".tar", ".zip")
+
 
 def inspect(
     path: str = "builtin",
@@ -26,7 +28,8 @@ def inspect(
     Parameters
     ----------
     path
-        "builtin", a model or run folder, a picture that unstir drew, a safetensors file, or a folder of pictures.
+        "builtin", a model or run folder, a picture that unstir drew, a safetensors file, or a set of
+        pictures: a folder, a .zip, .tar or .parquet file.
     json
         Print one JSON object instead of text.
     """
@@ -50,13 +53,13 @@ def describe(name: str) -> dict[str, Any]:
     path = Path(name)
     if (locate_model(name) / "unstir.json").exists():
         return _model(locate_model(name), path)
-    if not path.exists():
+    if not path.exists() and path.suffix != ".tar":  # a list of shards, x-{000..009}.tar, is no file
         raise FileNotFoundError(
             f"there is nothing at {name}; give builtin, a model, a run, a picture or a set of pictures"
         )
     if path.is_file() and path.suffix.lower() == ".safetensors":
         return _tensors(path)
-    if path.is_file() and path.suffix.lower() != ".parquet":
+    if path.is_file() and path.suffix.lower() not in _SETS:
         from unstir.config import to_dict
         from unstir.metadata import read_recipe
 

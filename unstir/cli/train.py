@@ -10,7 +10,7 @@ import fcntl
 import re
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +57,9 @@ def train(
     batch: Whole | None = None,
     seed: Whole | None = None,
     checkpoint_every: Whole | None = None,
+    captions: str | None = None,
+    aspect: str | None = None,
+    max_broken: float | None = None,
     allow_missing_captions: Annotated[bool, Parameter(negative=())] = False,
     set_: Annotated[
         list[str] | None, Parameter(name="--set", consume_multiple=False, allow_leading_hyphen=True, negative=())
@@ -73,10 +76,11 @@ def train(
     Parameters
     ----------
     recipe
-        emoji, tiny, cifar10, or the run.json of another run. Without it: tiny below 100 pictures, else emoji.
+        emoji, tiny, cifar10, fine-tune, naive, naive-cifar10, or the run.json of another run. Without it: fine-tune
+        with --from, else tiny below 100 pictures, else emoji.
     data
-        Folder of captioned pictures (metadata.jsonl, .txt beside each picture, class folders, parquet). The recipe
-        emoji builds its own set where none is given.
+        Captioned pictures: a folder (metadata.jsonl, .txt beside each picture, class folders, ...), a .zip, .tar or
+        .parquet file (docs/data.md). The recipe emoji builds its own set where none is given.
     out
         Run folder; without it runs/RECIPE.
     resume
@@ -91,6 +95,14 @@ def train(
         Decides order, wordings, noise and initial weights.
     checkpoint_every
         Pictures between two checkpoints.
+    captions
+        Where captions are taken from: auto (the first of these that there is), metadata, sidecar, folder, filename or
+        none.
+    aspect
+        What is done to pictures that are not square: crop (to the middle), pad (with white) or buckets (they keep about
+        their shape; networks of one size cannot).
+    max_broken
+        The largest share of pictures that may be broken (0.05); these are listed and left out.
     allow_missing_captions
         Train on pictures without captions too.
     set_
@@ -103,9 +115,16 @@ def train(
     started = time.perf_counter()
     from unstir.training.run import execute, load_data, read_run
 
-    changes = _changes(
-        set_ or [], {"images": images, "batch": batch, "seed": seed, "cadence.checkpoint": checkpoint_every}
-    )
+    shortcuts: dict[str, object] = {
+        "training.images": images,
+        "training.batch": batch,
+        "training.seed": seed,
+        "cadence.checkpoint": checkpoint_every,
+        "captions": captions,
+        "aspect": aspect,
+        "max_broken": max_broken,
+    }
+    changes = _changes(set_ or [], shortcuts)
     wanted = {"recipe": recipe, "data": data, "start": start, "allow": allow_missing_captions}
     directory = _run_folder(recipe, out, resume=resume)
     with _locked(directory):
@@ -141,11 +160,8 @@ def train(
     return 0
 
 
-def _changes(settings: Sequence[str], shortcuts: dict[str, int | None]) -> list[tuple[str, str]]:
-    changes: list[tuple[str, str]] = []
-    for name, value in shortcuts.items():
-        if value is not None:
-            changes.append((name if "." in name else f"training.{name}", str(value)))
+def _changes(settings: Sequence[str], shortcuts: Mapping[str, object]) -> list[tuple[str, str]]:
+    changes = [(name, str(value)) for name, value in shortcuts.items() if value is not None]
     for setting in settings:
         path, equals, value = setting.partition("=")
         if not equals:
@@ -184,8 +200,11 @@ def _fresh(directory: Path, wanted: dict[str, Any], changes: Sequence[tuple[str,
             raise ValueError(
                 "what should be trained? give a recipe, --data, or both; for instance: unstir train tiny --data DIR"
             )
-        if name is None:
+        if name is None and wanted["start"] is not None:
+            name = "fine-tune"
+        elif name is None:
             name = "tiny" if len(find_pictures(Path(data)).records) < _SMALL else "emoji"
+            say(f"starting from nothing with the recipe {name}; --from builtin starts from the built-in model")
         choose(name, RECIPES, "recipe")
         config = RECIPES[name]()
     config = replace(
@@ -287,7 +306,7 @@ def _progress(config: RunConfig, data: RunData) -> Generator[Any]:
             if not is_terminal and rate and (now - last > PLAIN_SECONDS or report.images_seen == total):
                 last = now
                 left = _duration((total - report.images_seen) / rate)
-                epoch = report.images_seen / len(data.train)
+                epoch = report.images_seen / len(data.train.epoch)
                 say(f"{report.images_seen}/{total} pictures (epoch {epoch:.1f}), {text}, {left} left")
 
         yield hook

@@ -18,9 +18,9 @@ import os
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -61,6 +61,7 @@ class _Emoji:
     name: str
     keywords: tuple[str, ...]
     png: bytes
+    also: tuple[str, ...] = ()
 
 
 def split_of(sequence: str) -> str:
@@ -76,6 +77,15 @@ def split_of(sequence: str) -> str:
         return "train"
     remainder = int(hashlib.sha256(sequence.encode()).hexdigest(), 16) % 10
     return {0: "test", 1: "validation"}.get(remainder, "train")
+
+
+def repeats_of(sequence: str) -> int:
+    """How often an epoch of training shows an emoji: twice where it has no skin tone.
+
+    A figure with skin tones comes in 5 to 25 pictures that are nearly one; a lemon comes once, and would be learned
+    last.
+    """
+    return 1 if any("\U0001f3fb" <= character <= "\U0001f3ff" for character in sequence) else 2
 
 
 def build_emoji(
@@ -107,7 +117,7 @@ def build_emoji(
     _require_packages()
     locale = _find_language(language)
     _require_replaceable(directory)
-    emoji = list(_draw_all(locale, size, progress))
+    emoji = _draw_all(locale, size, progress)
     if not emoji:
         raise ValueError(f"language {language!r} has no emoji names in {ANNOTATIONS}; take another, such as en or de.")
     with _written_whole(directory) as folder:
@@ -168,22 +178,26 @@ def _is_emoji_set(directory: Path, entries: set[str]) -> bool:
     return _MARK in card and all(path.suffix == ".parquet" for path in (directory / "data").iterdir())
 
 
-def _draw_all(locale: str, size: int, progress: Callable[[int, int], None] | None) -> Iterator[_Emoji]:
+def _draw_all(locale: str, size: int, progress: Callable[[int, int], None] | None) -> list[_Emoji]:
     # English fixes the order, and with it which of several equal pictures is kept, for every language.
     sequences, _ = _read_annotations("en")
     names, keywords = _read_with_parents(locale)
     font = ImageFont.truetype(str(FONT), _PIXELS_PER_EM, layout_engine=ImageFont.Layout.RAQM)
-    seen: set[bytes] = set()
+    found: dict[bytes, _Emoji | None] = {}  # None where the first of equal pictures has no name
     for index, sequence in enumerate(sequences):
         canvas = _draw(sequence, font)
         if canvas is not None:
-            digest = hashlib.sha256(canvas.tobytes()).digest()
-            if digest not in seen and sequence in names:
-                png = _encode(canvas, size)
-                yield _Emoji(sequence=sequence, name=names[sequence], keywords=keywords.get(sequence, ()), png=png)
-            seen.add(digest)
+            digest, name = hashlib.sha256(canvas.tobytes()).digest(), names.get(sequence)
+            kept = found.get(digest)
+            if digest not in found:
+                words = keywords.get(sequence, ())
+                new = _Emoji(sequence=sequence, name=name, keywords=words, png=_encode(canvas, size)) if name else None
+                found[digest] = new
+            elif kept is not None and name is not None:
+                found[digest] = replace(kept, also=(*kept.also, name))
         if progress is not None:
             progress(index + 1, len(sequences))
+    return [one for one in found.values() if one is not None]
 
 
 def _draw(sequence: str, font: ImageFont.FreeTypeFont) -> Image.Image | None:
@@ -253,6 +267,8 @@ def _write_split(folder: Path, split: str, emoji: Sequence[_Emoji]) -> int:
             ("name", text),
             ("keywords", words),
             ("split", text),
+            ("also", words),
+            ("repeats", arrow.int32()),
         ],
         metadata={"huggingface": json.dumps({"info": {"features": _features()}})},
     )
@@ -264,6 +280,8 @@ def _write_split(folder: Path, split: str, emoji: Sequence[_Emoji]) -> int:
             "name": one.name,
             "keywords": list(one.keywords),
             "split": split,
+            "also": list(one.also),
+            "repeats": repeats_of(one.sequence),
         }
         for one in chosen
     ]
@@ -281,6 +299,8 @@ def _features() -> dict[str, Any]:
         "name": text,
         "keywords": {"feature": text, "_type": "List"},
         "split": text,
+        "also": {"feature": text, "_type": "List"},
+        "repeats": {"dtype": "int32", "_type": "Value"},
     }
 
 
@@ -350,6 +370,8 @@ Each glyph is drawn at its native 136 x 128 in the middle of a white 136 x 136 c
 | `name` | the name (CLDR's `tts` annotation) |
 | `keywords` | CLDR's other annotation, one word or phrase each |
 | `split` | `train`, `validation` or `test` |
+| `also` | names of further sequences with the same picture |
+| `repeats` | how often an epoch of training shows it: 2 without a skin tone, else 1 |
 
 A sequence of more than one code point with a skin tone (U+1F3FB to U+1F3FF) is held out (`test`) when the SHA-256 of
 its UTF-8 bytes, read as one number, leaves 0 on division by 10; those that leave 1 are `validation`; all else is

@@ -1,7 +1,7 @@
-"""Read what a metadata file says of pictures: metadata.jsonl, metadata.csv or metadata.parquet.
+"""Read what a metadata file says of pictures: metadata.jsonl, metadata.csv, metadata.parquet, or dataset.json.
 
-Knows: the three formats, the names of their columns, and the ways in which people get them wrong.
-Does not know: which pictures there are, and what else may be said of them (that is ``folder.py``).
+Knows: the four formats, the names of their columns, and the ways in which people get them wrong.
+Does not know: which pictures there are, and what else may be said of them (that is ``layout.py``).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, cast
 from unstir.data.parquet import read_names, read_rows
 
 NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+LABELS = "dataset.json"  # of the zip files and folders that StyleGAN and EDM train on
 FILE_COLUMN = "file_name"
 CAPTION_COLUMNS = ("text", "caption")  # the first that says anything counts
 
@@ -35,19 +36,22 @@ class Said:
         file_name: as it is written there.
         captions: all of them.
         keywords: single words or phrases.
+        repeats: how often an epoch shows the picture.
     """
 
     where: str
     file_name: str
     captions: tuple[str, ...]
-    keywords: tuple[str, ...]
+    keywords: tuple[str, ...] = ()
+    repeats: int = 1
 
 
-def read_metadata(path: Path, folder: str, notes: list[str]) -> dict[str, Said]:
+def read_metadata(path: Path, data: bytes, folder: str, notes: list[str]) -> dict[str, Said]:
     """The rows of a metadata file by the picture they are about.
 
     Args:
-        path: a file with one of `NAMES`.
+        path: the file, with one of `NAMES`; its content is not read from there, but it is named in messages.
+        data: its content.
         folder: where it is, relative to the root of the set; "" is the root itself.
         notes: gets a sentence if the file has no rows or no column of captions.
 
@@ -55,26 +59,80 @@ def read_metadata(path: Path, folder: str, notes: list[str]) -> dict[str, Said]:
         Path of the picture relative to the root -> what is said of it. Whether the picture exists is not looked at.
 
     Raises:
-        ValueError: if the file cannot be read as what its name says, a row has no file_name or one that leads out of
-            the folder, or two rows are about the same picture.
+        ValueError: if the file is not what its name says, a row has no file_name or one that leads out of the folder,
+            a value is of the wrong kind, or two rows are about the same picture.
     """
     readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_table}
     said: dict[str, Said] = {}
     columns: set[str] = set()
-    for where, row in readers[path.suffix](path):
+    for where, row in readers[path.suffix](path, data):
         columns |= row.keys()
         name = _file_name(row, where)
         key = _resolve(folder, name, where)
         if key in said:
             raise ValueError(f"{where}: {name!r} is named a second time; give several captions as a list in one row.")
-        found = (to_captions(row.get(column), column, where) for column in CAPTION_COLUMNS)
-        captions = next((captions for captions in found if captions), ())
-        keywords = to_keywords(row.get("keywords"), where)
-        said[key] = Said(where=where, file_name=name, captions=captions, keywords=keywords)
+        said[key] = _to_said(row, name, where)
     if not said:
         notes.append(f"{path} has no rows.")
     elif columns.isdisjoint(CAPTION_COLUMNS):
         notes.append(f"{path} has no column text or caption, only {', '.join(sorted(columns))}.")
+    return said
+
+
+def read_said(path: Path, data: bytes) -> Said:
+    """What the JSON object beside a picture says: text or caption, keywords, repeats; other keys are left alone.
+
+    Args:
+        path: the file, for messages.
+        data: its content.
+
+    Raises:
+        ValueError: if it is no JSON object, or a value is of the wrong kind.
+    """
+    return _to_said(_json_object(read_text(path, data), str(path)), "", str(path))
+
+
+def read_labels(path: Path, data: bytes, notes: list[str]) -> dict[str, Said] | None:
+    """The labels of a dataset.json: {"labels": [[file, label], ...], "names": [...]}.
+
+    A label that is text is the caption. A whole number takes its caption from "names" or "class_names", a list or an
+    object; without these it is "class 3", of which a note tells.
+
+    Args:
+        path: the file, for messages.
+        data: its content.
+        notes: gets a sentence if the labels are null or have no names.
+
+    Returns:
+        Path of the picture relative to the file -> what is said of it; empty if the labels are null; None if the file
+        says nothing of labels.
+
+    Raises:
+        ValueError: if the file is no JSON, a label is of another kind, has no name though others have, or two are
+            about the same picture.
+    """
+    content = _json_object(read_text(path, data), str(path))
+    if "labels" not in content:
+        return None
+    pairs = content["labels"]
+    if pairs is None:
+        notes.append(f"{path} has no labels but null.")
+        return {}
+    if not isinstance(pairs, list):
+        raise ValueError(f"{path}: labels is {_short(pairs)}, expected a list of [file, label] or null.")
+    names = _class_names(content, path)
+    said: dict[str, Said] = {}
+    has_numbers = False
+    for number, pair in enumerate(cast("list[list[object]]", pairs)):
+        where = f"{path}, label {number}"
+        file, label = _file_and_label(pair, where)
+        key = _resolve("", file, where)
+        if key in said:
+            raise ValueError(f"{where}: {file!r} is named a second time; keep one of the two.")
+        said[key] = Said(where=where, file_name=file, captions=_label_captions(label, names, where))
+        has_numbers = has_numbers or isinstance(label, int)
+    if names is None and has_numbers:
+        notes.append(f'{path} has numbers for labels and no "names" for them; the captions are "class 0" and so on.')
     return said
 
 
@@ -122,14 +180,36 @@ def to_keywords(value: object, where: str) -> tuple[str, ...]:
     return tuple(word for word in words if word)
 
 
-def read_text(path: Path) -> str:
-    """The text of a file in UTF-8, with or without a byte-order mark.
+def to_repeats(value: object, where: str) -> int:
+    """How often an epoch shows a picture: a positive whole number, or 1 where nothing is said.
+
+    Raises:
+        ValueError: if it is anything else; `where` says where it stands.
+    """
+    if value is None or value == "":
+        return 1
+    number = value
+    if isinstance(value, str):  # a cell of CSV
+        number = int(value) if re.fullmatch("[0-9]{1,9}", value.strip()) else 0
+    elif isinstance(value, float):  # a cell of a column with gaps
+        number = int(value) if value.is_integer() else 0
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise ValueError(f"{where}: repeats is {value!r}, expected a whole number from 1.")
+    return number
+
+
+def read_text(path: Path, data: bytes) -> str:
+    """The text of a file in UTF-8, with or without a byte-order mark, its lines ending in a line feed.
+
+    Args:
+        path: the file, for messages.
+        data: its content.
 
     Raises:
         ValueError: if it is not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8.") from None
 
@@ -154,22 +234,72 @@ def _resolve(folder: str, name: str, where: str) -> str:
     return key
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+def _to_said(row: Mapping[str, Any], file_name: str, where: str) -> Said:
+    found = (to_captions(row.get(column), column, where) for column in CAPTION_COLUMNS)
+    return Said(
+        where=where,
+        file_name=file_name,
+        captions=next((captions for captions in found if captions), ()),
+        keywords=to_keywords(row.get("keywords"), where),
+        repeats=to_repeats(row.get("repeats"), where),
+    )
+
+
+def _json_object(text: str, where: str, advice: str = "it has to be one object in braces") -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:  # besides JSONDecodeError: a number of more than 4300 digits
+        raise ValueError(f"{where}: this is not JSON ({error}); {advice}.") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{where}: this is not a JSON object; {advice}.")
+    return cast("dict[str, Any]", content)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _file_and_label(pair: list[object], where: str) -> tuple[str, object]:
+    if type(pair) is list and len(pair) == 2 and isinstance(pair[0], str):
+        return pair[0], pair[1]
+    raise ValueError(f"{where} is {_short(pair)}, expected a list of two, the path of a picture and its label.")
+
+
+def _class_names(content: Mapping[str, Any], path: Path) -> dict[str, str] | None:
+    names = next((content[name] for name in ("names", "class_names") if content.get(name) is not None), None)
+    if names is None:
+        return None
+    shown = _short(names)
+    given: dict[Any, Any] = {}
+    if isinstance(names, list):
+        given = dict(enumerate(cast("list[Any]", names)))
+    elif isinstance(names, dict):
+        given = cast("dict[Any, Any]", names)
+    if not given or not all(isinstance(name, str) for name in given.values()):
+        raise ValueError(f"{path}: names is {shown}, expected a list or an object of texts.")
+    return {str(number): name for number, name in given.items()}
+
+
+def _label_captions(label: object, names: Mapping[str, str] | None, where: str) -> tuple[str, ...]:
+    if not isinstance(label, int) or isinstance(label, bool):
+        return to_captions(label, "its label", where)
+    if names is None:
+        return (f"class {label}",)
+    if str(label) not in names:
+        raise ValueError(f'{where}: there is no name for class {label}; "names" has {len(names)}, add it there.')
+    return to_captions(names[str(label)], "names", where)
+
+
+def _read_jsonl(path: Path, data: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(read_text(path, data).split("\n"), start=1):
         where = f"{path}, line {number}"
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"{where}: this is not JSON ({error}); each line is one object in braces.") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{where}: this is not a JSON object; each line is one object in braces.")
-        yield where, cast("dict[str, Any]", row)
+        if line.strip():
+            yield where, _json_object(line, where, "each line is one object in braces")
 
 
-def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+def _read_csv(path: Path, data: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(read_text(path, data), newline=""), strict=True)
     try:
         for row in reader:
             where = f"{path}, line {reader.line_num}"
@@ -182,10 +312,10 @@ def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise ValueError(f"{path}, line {reader.line_num}: this is not CSV ({error}).") from None
 
 
-def _read_table(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    names = read_names(path)
+def _read_table(path: Path, data: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
+    names = read_names(path, data)
     if FILE_COLUMN not in names:
         raise ValueError(f"{path} has no column file_name, only {', '.join(names)}.")
-    columns = [name for name in (FILE_COLUMN, *CAPTION_COLUMNS, "keywords") if name in names]
-    for group, number, row in read_rows(path, columns):
+    columns = [name for name in (FILE_COLUMN, *CAPTION_COLUMNS, "keywords", "repeats") if name in names]
+    for group, number, row in read_rows(path, columns, data):
         yield f"{path}, row {number} of group {group}", row

@@ -6,23 +6,35 @@ Does not know: captions, splits, or what the rows are for (that is ``folder.py``
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 
-def read_names(path: Path) -> list[str]:
+def read_names(path: Path, data: bytes | None = None) -> list[str]:
     """The names of the columns.
+
+    Args:
+        path: the file.
+        data: its content, where it lies within another file; path is then for messages only.
 
     Raises:
         ValueError: if the file is not a readable parquet file.
     """
-    return list(_open(path).schema_arrow.names)
+    return list(_open(path, data).schema_arrow.names)
 
 
-def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, int, dict[str, Any]]]:
+def read_rows(
+    path: Path, columns: Sequence[str], data: bytes | None = None
+) -> Iterator[tuple[int, int, dict[str, Any]]]:
     """The chosen columns of every row, one row group in memory at a time; no other column is read.
+
+    Args:
+        path: the file.
+        columns: their names.
+        data: the file's content, where it lies within another file.
 
     Returns:
         (row group, row within it, column -> value), both counted from 0.
@@ -30,7 +42,7 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, int, di
     Raises:
         ValueError: if the file is not a readable parquet file.
     """
-    file = _open(path)
+    file = _open(path, data)
     for group in range(file.num_row_groups):
         for row, values in enumerate(_read_columns(path, file, group, columns)):
             yield group, row, values
@@ -78,12 +90,12 @@ def _read_group(path: str, group: int, changed_ns: int) -> Any:
         raise _unreadable(path, error) from None
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path, data: bytes | None = None) -> Any:
     # Half a second to import, and most users have their pictures as files.
     import pyarrow.parquet
 
     try:
-        return cast(Any, pyarrow.parquet).ParquetFile(path)
+        return cast(Any, pyarrow.parquet).ParquetFile(path if data is None else io.BytesIO(data))
     except Exception as error:  # pyarrow has its own exceptions, and lets OSError and others through
         raise _unreadable(path, error) from None
 

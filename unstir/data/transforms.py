@@ -1,13 +1,14 @@
 """From the bytes of a picture file to the numbers a model is trained on, and back.
 
 Knows: orientation, transparency, bit depths and whatever else makes a decoder show a wrong picture; uint8 and [-1, 1].
-Does not know: where pictures are kept (that is ``folder.py``), captions, models. Nothing here is random.
+Does not know: where pictures are kept (that is ``records.py``), their shapes (``aspect.py``), captions, models.
+Nothing here is random.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -18,12 +19,18 @@ from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image
 from torch import Tensor
 
-from unstir.data.folder import PictureSet, Record, natural, storage_order
+from unstir.data.aspect import ASPECTS, bucket_of, covered, padded, require_size
+from unstir.data.aspect import square as square
+from unstir.data.records import PictureSet, Record, natural, storage_order
 
 MAX_PIXELS = 89_478_485  # where Pillow starts to warn of decompression bombs: 256 MiB as 24-bit RGB
 
 _WORKERS = 2
 _CHUNK = 64  # pictures whose bytes are in memory at once
+_CHUNK_BYTES = 256 * 2**20  # no more are read once there are so many
+
+Pixels = UInt8[np.ndarray, "3 height width"]
+Progress = Callable[[int, int], None]
 
 # EXIF orientation -> what turns the stored picture into the one that was seen.
 _UPRIGHT = {
@@ -48,8 +55,8 @@ def decode(data: bytes, *, background: tuple[int, int, int] = (255, 255, 255)) -
         background: the colour that shows through transparent parts.
 
     Raises:
-        ValueError: if the file is empty, truncated or not a picture, has floating-point samples, or has more than
-            89,478,485 pixels.
+        ValueError: if the file is empty, truncated or not a picture, has floating-point samples or colours in LAB, or
+            has more than 89,478,485 pixels.
     """
     if not data:
         raise ValueError("The file is empty (0 bytes); it is truncated or not a picture.")
@@ -63,31 +70,13 @@ def decode(data: bytes, *, background: tuple[int, int, int] = (255, 255, 255)) -
         raise ValueError(_too_large(f"{image.width} x {image.height}"))
     if image.mode == "F":
         raise ValueError("The picture has floating-point samples, whose white is not known; save it with 8 or 16 bits.")
+    if image.mode == "LAB":
+        raise ValueError("The picture has its colours in LAB; save it as RGB.")
     try:
         image.load()
         return _flatten(_turn_upright(_to_eight_bits(image), _orientation(image)), background)
     except Exception as error:
         raise ValueError(f"The file of {len(data)} bytes is truncated or not a picture ({error}).") from None
-
-
-def square(image: Image.Image, size: int) -> UInt8[np.ndarray, "3 size size"]:
-    """The middle of a picture, cropped to a square and resized with Lanczos (antialiased) to size x size.
-
-    Returns:
-        Channels, rows, columns; 0 to 255. A picture that is size x size already is not changed in any bit.
-
-    Raises:
-        ValueError: if size < 1.
-    """
-    if size < 1:
-        raise ValueError(f"size is {size}, expected 1 or more pixels.")
-    side = min(image.size)
-    if image.size != (side, side):
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
-    if side != size:
-        image = image.resize((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    return np.ascontiguousarray(np.asarray(image.convert("RGB"), dtype=np.uint8).transpose(2, 0, 1))
 
 
 def to_unit(pixels: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -125,14 +114,17 @@ def load_pictures(
     pictures: PictureSet,
     size: int,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    aspect: str = "crop",
+    progress: Progress | None = None,
     max_broken: float = 0.05,
 ) -> tuple[UInt8[Tensor, "n 3 size size"], PictureSet]:
-    """Decode a whole set into memory, each picture as `decode` and `square` give it.
+    """Decode a whole set into memory, each picture as `decode` gives it, brought to one square.
 
     Args:
         pictures: the set.
         size: width and height in pixels.
+        aspect: what is done to pictures that are not square: "crop" takes the middle (`square`), "pad" puts white
+            around the whole (`padded`). For "buckets" there is `load_buckets`.
         progress: called with (pictures done, pictures in all).
         max_broken: the largest share of pictures that may be broken; these are left out.
 
@@ -141,41 +133,114 @@ def load_pictures(
         are in its ``skipped``, with the reason.
 
     Raises:
-        ValueError: if the set is empty, size < 1, more than max_broken of the pictures are broken, or all are.
+        ValueError: if the set is empty, size < 1, there is no such aspect, more than max_broken of the pictures are
+            broken, or all are.
     """
+    shapes = {"crop": square, "pad": padded}
+    if aspect not in shapes:
+        instead = "; load_buckets gives pictures of several shapes" if aspect in ASPECTS else ""
+        raise ValueError(f"aspect is {aspect!r}, expected crop or pad{instead}.")
+    require_size(size)
+    loaded = torch.empty((len(pictures.records), 3, size, size), dtype=torch.uint8)
+
+    def keep(index: int, pixels: Pixels) -> None:
+        loaded[index] = torch.as_tensor(pixels)
+
+    kept, rest = _decode_all(pictures, partial(shapes[aspect], size=size), keep, progress, max_broken)
+    return loaded if len(kept) == len(loaded) else loaded[kept], rest
+
+
+def load_buckets(
+    pictures: PictureSet,
+    size: int,
+    multiple: int,
+    *,
+    progress: Progress | None = None,
+    max_broken: float = 0.05,
+) -> tuple[list[UInt8[Tensor, "3 height width"]], PictureSet]:
+    """Decode a whole set into memory, each picture scaled to cover the bucket `bucket_of` gives it, and cropped to it.
+
+    Args:
+        pictures: the set.
+        size: side of the square bucket, in pixels; the others have about as many pixels.
+        multiple: what all sides are multiples of, in pixels.
+        progress: called with (pictures done, pictures in all).
+        max_broken: the largest share of pictures that may be broken; these are left out.
+
+    Returns:
+        The pictures, 0 to 255, in as many shapes as there are buckets, and the set they are of: number i of the one
+        is record i of the other. Square pictures are as from `load_pictures`.
+
+    Raises:
+        ValueError: if the set is empty, size is no multiple of `multiple`, more than max_broken of the pictures are
+            broken, or all are.
+    """
+    bucket_of(1, 1, size, multiple)  # refuses what is wrong with the two before anything is read
+    loaded: dict[int, Tensor] = {}
+
+    def cover(image: Image.Image) -> Pixels:
+        return covered(image, *bucket_of(image.width, image.height, size, multiple))
+
+    def keep(index: int, pixels: Pixels) -> None:
+        loaded[index] = torch.as_tensor(pixels)
+
+    kept, rest = _decode_all(pictures, cover, keep, progress, max_broken)
+    return [loaded[index] for index in kept], rest
+
+
+def _decode_all(
+    pictures: PictureSet,
+    shape: Callable[[Image.Image], Pixels],
+    keep: Callable[[int, Pixels], None],
+    progress: Progress | None,
+    max_broken: float,
+) -> tuple[list[int], PictureSet]:
+    """Hand every picture that can be decoded to `keep`; the numbers of these, and the set without the others."""
     total = len(pictures.records)
     if total == 0:
         raise ValueError(f"There are no pictures to load from {pictures.root}.")
-    if size < 1:
-        raise ValueError(f"size is {size}, expected 1 or more pixels.")
     order = {record.key: index for index, record in enumerate(pictures.records)}
-    stored = storage_order(pictures.records)
-    loaded = torch.empty((total, 3, size, size), dtype=torch.uint8)
     broken: dict[int, str] = {}
+    done = 0
     with ThreadPoolExecutor(max_workers=_WORKERS) as pool:
-        for start in range(0, total, _CHUNK):
-            chunk = stored[start : start + _CHUNK]
-            # Read here, in the order the files lie on disk; only the decoding, which takes the time, is shared out.
-            files = [_read(pictures, record) for record in chunk]
-            for record, result in zip(chunk, pool.map(partial(_decode_square, size=size), files), strict=True):
+        # Read here, in the order the files lie on disk; only the decoding, which takes the time, is shared out.
+        for chunk in _read_chunks(pictures):
+            results = pool.map(partial(_decode_one, shape=shape), [data for _, data in chunk])
+            for (record, _), result in zip(chunk, results, strict=True):
                 index = order[record.key]
                 if isinstance(result, str):
                     broken[index] = result
                 else:
-                    loaded[index] = torch.as_tensor(result)
+                    keep(index, result)
             _refuse_broken(pictures, broken, max_broken)
+            done += len(chunk)
             if progress is not None:
-                progress(start + len(chunk), total)
-    if not broken:
-        return loaded, pictures
+                progress(done, total)
     kept = [index for index in range(total) if index not in broken]
+    if not broken:
+        return kept, pictures
     skipped = [*pictures.skipped, *((pictures.records[index].key, reason) for index, reason in broken.items())]
     rest = replace(
         pictures,
         records=tuple(pictures.records[index] for index in kept),
         skipped=tuple(sorted(skipped, key=lambda pair: natural(pair[0]))),
     )
-    return loaded[kept], rest
+    return kept, rest
+
+
+def _read_chunks(pictures: PictureSet) -> Iterator[list[tuple[Record, bytes | str]]]:
+    """All records with their bytes, or the reason why there are none; a few at a time, fewer where they are large."""
+    chunk: list[tuple[Record, bytes | str]] = []
+    held = 0
+    for record in storage_order(pictures.records):
+        data = _read(pictures, record)
+        chunk.append((record, data))
+        held += len(data)
+        if len(chunk) == _CHUNK or held >= _CHUNK_BYTES:
+            yield chunk
+            chunk, held = [], 0
+    if chunk:
+        yield chunk
 
 
 def _too_large(size: str) -> str:
@@ -221,11 +286,11 @@ def _read(pictures: PictureSet, record: Record) -> bytes | str:
         return str(error)
 
 
-def _decode_square(data: bytes | str, size: int) -> UInt8[np.ndarray, "3 size size"] | str:
+def _decode_one(data: bytes | str, shape: Callable[[Image.Image], Pixels]) -> Pixels | str:
     if isinstance(data, str):
         return data
     try:
-        return square(decode(data), size)
+        return shape(decode(data))
     except ValueError as error:
         return str(error)
 
@@ -237,5 +302,5 @@ def _refuse_broken(pictures: PictureSet, broken: dict[int, str], max_broken: flo
     first: Sequence[str] = [f"{pictures.records[index].key}: {broken[index]}" for index in sorted(broken)[:3]]
     raise ValueError(
         f"{len(broken)} of the {total} pictures in {pictures.root} cannot be decoded ({len(broken) / total:.1%}, and at"
-        f" most {max_broken:.1%} may be); mend or remove them: {' '.join(first)}"
+        f" most {max_broken:.1%} may be); mend or remove them, or allow more with --max-broken: {' '.join(first)}"
     )

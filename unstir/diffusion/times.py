@@ -188,6 +188,36 @@ class LogSNRTimes(Times):
         return max(self.low, low), min(self.high, high)
 
 
+@dataclass(frozen=True, kw_only=True)
+class EndTime(Times):
+    """Every time is t = 1, the noisy end.
+
+    On a schedule whose end is pure noise (``RectifiedFlow``) what comes in says nothing of x0: a denoiser trained there
+    alone is a regression from its condition to x0, and under a squared error its best answer is E[x0 | condition]. The
+    weight must not vanish there, as those of "noise" and "min_snr" do.
+
+    Raises:
+        ValueError: when asked for a density: all mass lies on one time.
+
+    Source: Bishop 2006, "Pattern Recognition and Machine Learning", Sec. 1.5.5 (the best answer is the mean).
+    """
+
+    def draw(self, schedule: Schedule, count: int, noise: Noise) -> Time:
+        """One time a sample: 1; ``noise`` is not used."""
+        return torch.ones(count, dtype=torch.float64)
+
+    def density(self, schedule: Schedule, t: Time) -> Time:
+        """None.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "times that are all t = 1 have no density to divide by; take the simple objective with them, or other "
+            "times, uniform ones for instance"
+        )
+
+
 class LossAwareTimes(Times):
     """Steps of a chain drawn in proportion to the root of their mean squared loss: importance sampling of the bound.
 

@@ -6,7 +6,18 @@ from collections.abc import Callable
 
 from unstir.recipes.cifar10 import cifar10 as cifar10
 from unstir.recipes.emoji import emoji as emoji
+from unstir.recipes.fine_tune import fine_tune as fine_tune
+from unstir.recipes.naive import naive as naive
+from unstir.recipes.naive import naive_cifar10 as naive_cifar10
+from unstir.recipes.naive import naive_of as naive_of
 from unstir.recipes.tiny import tiny as tiny
 from unstir.training.run import RunConfig
 
-RECIPES: dict[str, Callable[[], RunConfig]] = {"cifar10": cifar10, "emoji": emoji, "tiny": tiny}
+RECIPES: dict[str, Callable[[], RunConfig]] = {
+    "cifar10": cifar10,
+    "emoji": emoji,
+    "fine-tune": fine_tune,
+    "naive": naive,
+    "naive-cifar10": naive_cifar10,
+    "tiny": tiny,
+}

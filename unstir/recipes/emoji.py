@@ -6,11 +6,13 @@ Does not know: where they lie.
 
 from __future__ import annotations
 
+from unstir.conditioning.captions import Wording
 from unstir.diffusion.times import LogitNormalTimes
 from unstir.model import ModelConfig, SamplingDefaults
 from unstir.nn import DiTConfig
+from unstir.training.optimizer import OptimizerConfig
 from unstir.training.run import Cadence, RunConfig
-from unstir.training.trainer import TrainingConfig
+from unstir.training.trainer import EmaConfig, TrainingConfig
 
 
 def emoji() -> RunConfig:
@@ -22,12 +24,16 @@ def emoji() -> RunConfig:
             sampling=SamplingDefaults(steps=12, grid="uniform_log_snr", guidance_scale=2.0),
         ),
         training=TrainingConfig(
-            images=250_000,
-            batch=32,
+            images=1_500_000,
+            batch=64,
             # Towards noise, where the words decide what becomes of a picture.
             times=LogitNormalTimes(mean=0.7, std=1.2, uniform=0.15),
+            optimizer=OptimizerConfig(hidden="muon"),
+            ema=EmaConfig(half_life_images=20_000),
+            # People ask in their own words; half of the captions are said otherwise.
+            wording=Wording(paraphrase=0.4, keywords=0.2, forget=0.08, synonyms=0.3, shuffle=0.06),
         ),
-        cadence=Cadence(),
+        cadence=Cadence(checkpoint=25_000, preview=50_000, validate=25_000),
         previews=(
             "red heart",
             "cat with tears of joy",

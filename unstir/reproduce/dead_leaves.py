@@ -295,7 +295,7 @@ def teach_causal(law: DeadLeaves, seed: int, steps: int, advance: Advance) -> Ca
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step, steps)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         advance("causal mixture", step + 1, steps)
     return model.eval()
 

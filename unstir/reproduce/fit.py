@@ -89,7 +89,7 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config.optimizer, step * config.batch, total)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         seen = (step + 1) * config.batch
         ema_update(own, weights, ema_decay(config.batch, seen, half_life_images=config.half_life * total, warmup=0.05))
         advance(stage, step + 1, config.steps)

@@ -10,7 +10,7 @@ a run was interrupted leaves no trace.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
@@ -37,25 +37,28 @@ class Captioned:
     """Pictures in memory, with their captions.
 
     Args:
-        pictures: as bytes.
+        pictures: as bytes, (c, h, w) each; they may differ in height and width.
         captions: of each picture, possibly none.
         keywords: further words for each picture.
         keys: their names.
+        repeats: how often an epoch shows each picture; empty is once.
     """
 
-    pictures: UInt8[Tensor, "n c h w"]
+    pictures: Sequence[UInt8[Tensor, "c h w"]]
     captions: tuple[tuple[str, ...], ...]
     keywords: tuple[tuple[str, ...], ...]
     keys: tuple[str, ...]
+    repeats: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, pictures: UInt8[Tensor, "n c h w"], records: PictureSet) -> Captioned:
-        """What a loaded set holds."""
+    def of(cls, pictures: Iterable[UInt8[Tensor, "c h w"]], records: PictureSet) -> Captioned:
+        """What a loaded set holds; row by row, or a tensor of rows."""
         return cls(
-            pictures=pictures,
+            pictures=tuple(pictures),
             captions=tuple(record.captions for record in records.records),
             keywords=tuple(record.keywords for record in records.records),
             keys=tuple(record.key for record in records.records),
+            repeats=tuple(record.repeats for record in records.records),
         )
 
     def __len__(self) -> int:
@@ -65,11 +68,18 @@ class Captioned:
     def rows(self, index: Sequence[int]) -> Captioned:
         """The chosen pictures."""
         return Captioned(
-            pictures=self.pictures[list(index)],
+            pictures=tuple(self.pictures[i] for i in index),
             captions=tuple(self.captions[i] for i in index),
             keywords=tuple(self.keywords[i] for i in index),
             keys=tuple(self.keys[i] for i in index),
+            repeats=tuple(self.repeats[i] for i in index) if self.repeats else (),
         )
+
+    @cached_property
+    def epoch(self) -> tuple[int, ...]:
+        """The pictures of one epoch, in order: each as often as it is repeated."""
+        repeats = self.repeats or (1,) * len(self)
+        return tuple(i for i, count in enumerate(repeats) for _ in range(count))
 
     def fingerprint(self) -> str:
         """A checksum of pictures, captions and their order: a resumed run must see the same set."""
@@ -78,8 +88,12 @@ class Captioned:
     @cached_property
     def _fingerprint(self) -> str:
         # Every checkpoint writes it down, and the pictures may be many.
-        digest = hashlib.sha256(self.pictures.numpy().tobytes())
+        digest = hashlib.sha256()
+        for picture in self.pictures:
+            digest.update(picture.numpy().tobytes())
         digest.update(repr((self.keys, self.captions, self.keywords)).encode())
+        if any(count != 1 for count in self.repeats):
+            digest.update(repr(self.repeats).encode())
         return digest.hexdigest()[:16]
 
 
@@ -91,24 +105,36 @@ def order_of_epoch(seed: int, epoch: int, count: int) -> tuple[int, ...]:
 
 
 def picture_of(seed: int, index: int, count: int) -> int:
-    """Which picture the sample ``index`` of a run is."""
+    """Which of the ``count`` showings of an epoch the sample ``index`` of a run is."""
     return order_of_epoch(seed, index // count, count)[index % count]
 
 
 def batch_of(
     data: Captioned, reader: WordReader, wording: Wording, *, seed: int, start: int, count: int, drop: float
-) -> tuple[Float[Tensor, "b c h w"], Condition, KeyedNoise]:
-    """The samples ``start`` to ``start + count`` of a run.
+) -> list[tuple[Float[Tensor, "b c h w"], Condition, KeyedNoise]]:
+    """The samples ``start`` to ``start + count`` of a run, those of one shape together.
 
     Returns:
-        Pictures in [-1, 1]; their words, some forgotten; and the randomness of each sample.
+        For each shape of picture, pictures in [-1, 1]; their words, some forgotten; and the randomness of each sample.
+        Where all pictures have one shape, that is one triple with the samples in their order.
     """
-    index = range(start, start + count)
+    epoch = data.epoch
+    shapes: dict[torch.Size, list[int]] = {}
+    which = {i: epoch[picture_of(seed, i, len(epoch))] for i in range(start, start + count)}
+    for index, picture in which.items():
+        shapes.setdefault(data.pictures[picture].shape, []).append(index)
+    return [
+        _part(data.rows([which[i] for i in index]), reader, wording, seed=seed, index=index, drop=drop)
+        for index in shapes.values()
+    ]
+
+
+def _part(
+    chosen: Captioned, reader: WordReader, wording: Wording, *, seed: int, index: Sequence[int], drop: float
+) -> tuple[Float[Tensor, "b c h w"], Condition, KeyedNoise]:
     noise = KeyedNoise(keys=tuple((seed, i) for i in index))
-    chosen = data.rows([picture_of(seed, i, len(data)) for i in index])
-    texts = say_all(chosen, wording, noise.at(CAPTION))
-    condition = read_all(reader, texts, length=1)
-    return to_unit(chosen.pictures), condition.drop(drop, noise.at(DROP)), noise
+    condition = read_all(reader, say_all(chosen, wording, noise.at(CAPTION)), length=1)
+    return to_unit(torch.stack(list(chosen.pictures))), condition.drop(drop, noise.at(DROP)), noise
 
 
 def read_all(reader: WordReader, texts: Sequence[str], *, length: int | None = None) -> Condition:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from tokenizers import Tokenizer
@@ -30,10 +30,10 @@ from torch import nn
 from unstir.conditioning.captions import paraphrases
 from unstir.conditioning.text import WordReader
 from unstir.config import from_dict, read_json_file, to_dict, write_text_file
-from unstir.data.folder import check_captions, find_pictures, summarize
-from unstir.data.transforms import load_pictures, to_unit
+from unstir.data.folder import PictureSet, check_captions, find_pictures, summarize
+from unstir.data.transforms import load_buckets, load_pictures, to_unit
 from unstir.diffusion.noise import KeyedNoise
-from unstir.model import Model, ModelConfig, build, load_model, load_weights, save_model
+from unstir.model import Model, ModelConfig, build, load_model, load_weights, network_of, save_model
 from unstir.pipeline import locate_model
 from unstir.training.batches import CODEC, Captioned, read_all
 from unstir.training.checkpoint import load_latest, save_checkpoint
@@ -44,6 +44,7 @@ from unstir.training.trainer import Report, Trainer, TrainingConfig
 from unstir.training.validation import band_losses
 
 _VALIDATION_PICTURES = 128
+_PREVIEWS = 6  # from here and there in the set, where the configuration names none
 _TAUGHT = 5000  # captions written beside the model, for people to read
 
 
@@ -80,6 +81,10 @@ class RunConfig:
         recipe: name of the recipe that it came from.
         data: folder or file of pictures.
         start: model whose weights it starts from; empty for fresh ones.
+        captions: where captions are taken from, a name of ``unstir.data.SOURCES``; "auto" is the precedence.
+        aspect: what is done to pictures that are not square: the middle is cropped, white is put around them, or they
+            keep about their shape in one of a few buckets (networks that draw several sizes only).
+        max_broken: the largest share of pictures that may be broken; these are left out and listed.
         allow_missing_captions: train on pictures without captions, as if their words had been forgotten.
         model: what is trained.
         training: how.
@@ -90,11 +95,19 @@ class RunConfig:
     recipe: str = "own"
     data: str = ""
     start: str = ""
+    captions: Literal["auto", "metadata", "sidecar", "folder", "filename", "none"] = "auto"
+    aspect: Literal["crop", "pad", "buckets"] = "crop"
+    max_broken: float = 0.05
     allow_missing_captions: bool = False
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     cadence: Cadence = field(default_factory=Cadence)
     previews: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse a share that is none."""
+        if not 0 <= self.max_broken <= 1:
+            raise ValueError(f"max_broken is a share of the pictures, from 0 to 1, got {self.max_broken}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +155,7 @@ def load_data(config: RunConfig) -> RunData:
         FileNotFoundError: if there is no such folder.
         ValueError: if the pictures or their captions cannot be used.
     """
-    pictures = find_pictures(Path(config.data))
+    pictures = find_pictures(Path(config.data), captions=config.captions)
     seen = replace(pictures, records=tuple(r for r in pictures.records if r.split != "test"))
     if not seen.records:
         raise ValueError(
@@ -151,21 +164,45 @@ def load_data(config: RunConfig) -> RunData:
     check_captions(seen, allow_missing=config.allow_missing_captions)
     if not any(record.split == "validation" for record in seen.records) and len(seen.records) >= 100:
         seen = replace(seen, records=tuple(replace(r, split=_own_split(r.key)) for r in seen.records))
-    size = config.model.size
-    train, kept = load_pictures(seen.split("train"), size)
+    train, broken = _load(seen.split("train"), config)
     validation = seen.split("validation")
-    held_out, held_records = load_pictures(validation, size) if validation.records else (train[:0], validation)
+    # The held-out loss compares pictures of one shape.
+    square = replace(config, aspect="crop") if config.aspect == "buckets" else config
+    held_out, also = _load(validation, square) if validation.records else (Captioned.of((), validation), [])
     left_alone = len(pictures.records) - len(seen.records)
     lines = [
-        *summarize(seen).lines(),
+        *summarize(seen, aspect=config.aspect).lines(),
+        *(f"broken and left out: {key}: {reason}" for key, reason in [*broken, *also]),
         *([f"{left_alone} of the split test are left alone"] if left_alone else []),
-        f"training on {len(kept.records)} pictures, {len(held_records.records)} held out",
+        f"training on {len(train)} pictures, {len(held_out)} held out",
     ]
-    return RunData(
-        train=Captioned.of(train, kept),
-        validation=Captioned.of(held_out, held_records),
-        lines=tuple(lines),
-    )
+    return RunData(train=train, validation=held_out, lines=tuple(lines))
+
+
+def _load(records: PictureSet, config: RunConfig) -> tuple[Captioned, list[tuple[str, str]]]:
+    """The pictures of a set, and (key, reason) of those that are broken."""
+    size = config.model.size
+    if config.aspect == "buckets":
+        pictures, kept = load_buckets(records, size, _multiple_of(config.model), max_broken=config.max_broken)
+    else:
+        pictures, kept = load_pictures(records, size, aspect=config.aspect, max_broken=config.max_broken)
+    return Captioned.of(pictures, kept), [pair for pair in kept.skipped if pair not in records.skipped]
+
+
+def _multiple_of(config: ModelConfig) -> int:
+    """What the sides of a model's pictures are multiples of.
+
+    Raises:
+        ValueError: if its network draws one size only.
+    """
+    with torch.device("meta"):
+        network = network_of(config)
+    if network.is_one_size:
+        raise ValueError(
+            f"this network draws {config.size}x{config.size} only, so its pictures cannot keep their shapes; take "
+            "--aspect crop or pad, or a U-Net (the recipe cifar10 has one)"
+        )
+    return int(network.multiple) * config.codec.downsampling
 
 
 def execute(
@@ -284,7 +321,7 @@ class _Watcher:
 
     def preview(self, trainer: Trainer) -> None:
         taught = dict.fromkeys(captions[0] for captions in self.data.train.captions if captions)
-        prompts = self.config.previews or tuple(taught)[:6]
+        prompts = self.config.previews or tuple(taught)[:: max(1, len(taught) // _PREVIEWS)][:_PREVIEWS]
         if not prompts:
             return
         ema = self.config.training.ema
@@ -302,7 +339,7 @@ class _Watcher:
         if not len(self.data.validation):
             return
         chosen = self.data.validation.rows(range(min(_VALIDATION_PICTURES, len(self.data.validation))))
-        pictures = to_unit(chosen.pictures).to(trainer.device)
+        pictures = to_unit(torch.stack(list(chosen.pictures))).to(trainer.device)
         noise = KeyedNoise(keys=tuple((0, CODEC, i) for i in range(len(chosen))))
         latents = self.config.model.codec.encode(pictures, noise)
         condition = read_all(trainer.model.reader, [captions[0] if captions else "" for captions in chosen.captions])

@@ -21,8 +21,8 @@ from unstir.conditioning.captions import Wording
 from unstir.config import registered
 from unstir.device import autocast, resolve_device, resolve_precision
 from unstir.diffusion.denoiser import NetworkDenoiser
-from unstir.diffusion.objective import DISTANCES, WEIGHTS, Hybrid, Offset, Simple, VariationalBound
-from unstir.diffusion.times import LogitNormalTimes, LogNormalTimes, LogSNRTimes, Times, UniformTimes
+from unstir.diffusion.objective import DISTANCES, WEIGHTS, Hybrid, Loss, Offset, Simple, VariationalBound
+from unstir.diffusion.times import EndTime, LogitNormalTimes, LogNormalTimes, LogSNRTimes, Times, UniformTimes
 from unstir.model import Model
 from unstir.training.batches import CODEC, OBJECTIVE, Captioned, batch_of
 from unstir.training.checkpoint import Checkpoint
@@ -35,6 +35,7 @@ TIMES: dict[str, type[Times]] = {
     "logit_normal": LogitNormalTimes,
     "log_normal": LogNormalTimes,
     "log_snr": LogSNRTimes,
+    "end": EndTime,
 }
 
 
@@ -188,7 +189,7 @@ class Trainer:
         started = time.perf_counter()
         config = self.config
         count = min(config.batch, config.images - self.images_seen)
-        pictures, condition, noise = batch_of(
+        parts = batch_of(
             self.data,
             self.model.reader,
             config.wording,
@@ -197,23 +198,28 @@ class Trainer:
             count=count,
             drop=self.model.config.condition_drop,
         )
-        pictures, condition = pictures.to(self.device), condition.map(lambda tensor: tensor.to(self.device))
-        latents = self.model.config.codec.encode(pictures, noise.at(CODEC))
         self.network.train()
-        with autocast(self.device, self.precision):
-            loss = self.objective(self.model.denoiser, latents, condition, noise.at(OBJECTIVE))
-        total = loss.per_sample.mean()
-        total.backward()
+        losses: list[Loss] = []
+        for pictures, condition, noise in parts:  # pictures of one shape each; their gradients add up
+            pictures, condition = pictures.to(self.device), condition.map(lambda tensor: tensor.to(self.device))
+            latents = self.model.config.codec.encode(pictures, noise.at(CODEC))
+            with autocast(self.device, self.precision):
+                loss = self.objective(self.model.denoiser, latents, condition, noise.at(OBJECTIVE))
+            (loss.per_sample.sum() / count).backward()
+            losses.append(loss)
+        per_sample = torch.cat([loss.per_sample.detach() for loss in losses])
         weights = [weight for weight in self.network.parameters() if weight.requires_grad]
         norm = nn.utils.clip_grad_norm_(weights, config.optimizer.clip_norm)
-        if not bool(torch.isfinite(total)) or not bool(torch.isfinite(norm)):
-            self.optimizer.zero_grad(set_to_none=True)
-            raise ArithmeticError(self._diagnosis(loss.per_sample, loss.parts["log_snr"], norm))
+        if not bool(torch.isfinite(per_sample).all()) or not bool(torch.isfinite(norm)):
+            self.optimizer.zero_grad()
+            raise ArithmeticError(
+                self._diagnosis(per_sample, torch.cat([one.parts["log_snr"] for one in losses]), norm)
+            )
         rate = learning_rate(config.optimizer, self.images_seen, config.images)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         self.images_seen += count
         decay = ema_decay(
             count, self.images_seen, half_life_images=config.ema.half_life_images, warmup=config.ema.warmup
@@ -221,8 +227,8 @@ class Trainer:
         ema_update(list(self.ema_network.parameters()), list(self.network.parameters()), decay)
         return Report(
             images_seen=self.images_seen,
-            loss=total.item(),
-            x0_error=loss.parts["x0_error"].mean().item(),
+            loss=per_sample.mean().item(),
+            x0_error=torch.cat([loss.parts["x0_error"] for loss in losses]).mean().item(),
             gradient_norm=norm.item(),
             learning_rate=rate,
             seconds=time.perf_counter() - started,
@@ -259,7 +265,7 @@ class Trainer:
         """The state, to be saved."""
         moments: dict[str, Tensor] = {}
         for name, weight in self.network.named_parameters():
-            for key, value in cast("dict[str, Tensor]", self.optimizer.state.get(weight, {})).items():
+            for key, value in (self.optimizer.state_of(weight) if weight.requires_grad else {}).items():
                 moments[f"{key}.{name}"] = value
         return Checkpoint(
             images_seen=self.images_seen,
@@ -282,7 +288,8 @@ class Trainer:
         for name, weight in self.network.named_parameters():
             keys = [key for key in moments if key.partition(".")[2] == name]
             if keys:
-                self.optimizer.state[weight] = {key.partition(".")[0]: moments[key].to(self.device) for key in keys}
+                state = {key.partition(".")[0]: moments[key].to(self.device) for key in keys}
+                self.optimizer.state_of(weight).update(state)
         self.images_seen = checkpoint.images_seen
 
     def _diagnosis(self, losses: Tensor, log_snr: Tensor, norm: Tensor) -> str:
