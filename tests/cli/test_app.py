@@ -19,20 +19,20 @@ OPTIONS = {
         "--eta -o --output --batch --device --precision --metadata --no-metadata --json"
     ),
     "redo": "--picture -o --output --model --device --json",
-    "check": "--data --recipe --seed --json",
+    "check": "--data --recipe --captions --seed --json",
     "train": (
         "--recipe --data --out --resume --from --images --batch --seed --checkpoint-every --captions "
         "--aspect --max-broken --allow-missing-captions --set --device --json"
     ),
     "evaluate": (
         "--model --data --metrics --split --keywords --prompts --seeds --seed --limit --steps --sampler --grid "
-        "--guidance --batch --draws --sheet --device --precision --json"
+        "--guidance --batch --draws --sheet --captions --device --precision --json"
     ),
     "reproduce": "--name -o --output --seed --json",
     "inspect": "--path --json",
     "verify": "--target --only --json",
     "data emoji": "--directory --size --language --json",
-    "data describe": "--directory --size --seed --limit --sheet --json",
+    "data describe": "--directory --size --seed --limit --captions --sheet --json",
 }
 
 Call = Callable[..., tuple[int, str, str]]

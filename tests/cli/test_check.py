@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unstir.cli import check as module
-from unstir.cli import train
 from unstir.recipes import RECIPES
 
 Call = Callable[..., tuple[int, str, str]]
@@ -93,7 +91,13 @@ def test_the_run_json_of_a_run_is_a_recipe(call: Call, good: Path, tmp_path: Pat
 def test_the_default_recipe_is_the_one_of_train(call: Call, tmp_path: Path, count: int, recipe: str) -> None:
     result = json.loads(call("check", make(tmp_path / "set", count, side=8), "--json")[1])
     assert result["recipe"] == recipe
-    assert train._SMALL == module.SMALL
+
+
+def test_captions_come_from_where_one_says(call: Call, good: Path) -> None:
+    assert call("check", good)[0] == 0
+    status, out, _ = call("check", good, "--captions", "none")
+    assert status == 1
+    assert "--allow-missing-captions" in out
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from unstir.config import from_dict, to_dict
-from unstir.recipes import RECIPES, fine_tune
+from unstir.recipes import RECIPES, fine_tune, recipe_for
 from unstir.training.ema import share_of_start
 from unstir.training.run import RunConfig
 
@@ -22,3 +22,7 @@ def test_the_average_moves_to_the_new_pictures() -> None:
     ema = training.ema
     left = share_of_start(training.images, training.batch, half_life_images=ema.half_life_images, warmup=ema.warmup)
     assert left < 1e-4
+
+
+def test_few_pictures_get_a_quick_recipe() -> None:
+    assert (recipe_for(99), recipe_for(100)) == ("tiny", "emoji")

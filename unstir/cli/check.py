@@ -19,14 +19,12 @@ if TYPE_CHECKING:
     from unstir.data.findings import Finding
     from unstir.training.run import RunConfig
 
-SMALL = 100
-"""Below so many pictures the recipe ``tiny`` is the default, as ``unstir train`` has it."""
-
 
 def check(
     data: Path,
     recipe: str | None = None,
     *,
+    captions: str = "auto",
     seed: Whole = 0,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
@@ -42,6 +40,8 @@ def check(
         A folder, archive or parquet file of pictures, as for unstir train --data.
     recipe
         The recipe that they are for, or the run.json of another run. Without it the one that unstir train would take.
+    captions
+        As in train: where captions are taken from.
     seed
         Chooses the 20,000 pictures that are decoded where there are more.
     json
@@ -50,12 +50,13 @@ def check(
     from unstir.data.describe import describe
     from unstir.data.findings import judge
     from unstir.data.folder import find_pictures
+    from unstir.recipes import recipe_for
 
     config = None if recipe is None else _config(recipe)
-    pictures = find_pictures(data)
+    pictures = find_pictures(data, captions=captions)
     count = len(pictures.records)
     if config is None:
-        config = _config("tiny" if count < SMALL else "emoji")
+        config = _config(recipe_for(count))
     size = config.model.size
     with stage_progress() as advance:
         findings = judge(describe(pictures, size, seed=seed, progress=advance))

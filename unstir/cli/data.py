@@ -73,6 +73,7 @@ def describe(
     size: Whole = 64,
     seed: Whole = 0,
     limit: Whole = 20_000,
+    captions: str = "auto",
     sheet: str | None = None,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
@@ -90,6 +91,8 @@ def describe(
         Chooses the five pairs, the examples of words, and the pictures looked at where there are too many.
     limit
         So many pictures are decoded; of more, a random choice. Captions and words are always those of all.
+    captions
+        As in train: where captions are taken from.
     sheet
         A file for a contact sheet of the five pairs.
     json
@@ -101,7 +104,7 @@ def describe(
     from unstir.data.folder import find_pictures
 
     place = None if sheet is None else require_place(sheet)
-    pictures = find_pictures(directory)
+    pictures = find_pictures(directory, captions=captions)
     with stage_progress() as advance:
         description = look_at(pictures, size, seed=seed, limit=limit, progress=advance)
     pairs = choose_pairs(pictures, size, count=_PAIRS, seed=seed)

@@ -48,6 +48,7 @@ def evaluate(
     batch: Whole = 16,
     draws: Whole = 32,
     sheet: str | None = None,
+    captions: str = "auto",
     device: str = "auto",
     precision: str = "auto",
     json: Annotated[bool, Parameter(negative=())] = False,
@@ -94,6 +95,8 @@ def evaluate(
         For bits: noise levels a picture.
     sheet
         A file for a contact sheet of 64 of the prompts.
+    captions
+        As in train: where captions are taken from.
     device
         auto, cpu, cuda, ...
     precision
@@ -112,7 +115,7 @@ def evaluate(
     pipe = load(model, device=device, precision=precision)
     settings: Settings = {"steps": steps, "sampler": sampler, "grid": grid, "guidance_scale": guidance}
     defaults = pipe.request("a", seed=seed, **settings)
-    real, records = load_pictures(find_pictures(Path(data)), pipe.model.config.size)
+    real, records = load_pictures(find_pictures(Path(data), captions=captions), pipe.model.config.size)
     questions = questions_of(asked, records)
     most = max(len(one.prompts) for one in questions.values())
     pipe.request("a", seed=seed + asked.seeds * most - 1, **settings)  # the last seed

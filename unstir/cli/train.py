@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from unstir.training.run import RunConfig, RunData
     from unstir.training.trainer import Report, Trainer
 
-_SMALL = 100
-"""Below so many pictures the recipe ``tiny`` is the default."""
-
 
 def as_settings(arguments: Sequence[str]) -> list[str]:
     """The arguments with every ``--KEY.SUBKEY VALUE`` written as ``--set KEY.SUBKEY=VALUE``."""
@@ -187,7 +184,7 @@ def _fresh(directory: Path, wanted: dict[str, Any], changes: Sequence[tuple[str,
     from unstir.data.folder import find_pictures
     from unstir.model import load_model
     from unstir.pipeline import locate_model
-    from unstir.recipes import RECIPES
+    from unstir.recipes import RECIPES, recipe_for
     from unstir.training.run import RunConfig
 
     name, data = wanted["recipe"], wanted["data"]
@@ -203,7 +200,7 @@ def _fresh(directory: Path, wanted: dict[str, Any], changes: Sequence[tuple[str,
         if name is None and wanted["start"] is not None:
             name = "fine-tune"
         elif name is None:
-            name = "tiny" if len(find_pictures(Path(data)).records) < _SMALL else "emoji"
+            name = recipe_for(len(find_pictures(Path(data)).records))
             say(f"starting from nothing with the recipe {name}; --from builtin starts from the built-in model")
         choose(name, RECIPES, "recipe")
         config = RECIPES[name]()
