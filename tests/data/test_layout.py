@@ -3,13 +3,14 @@
 import io
 import json
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 
-from unstir.data import PictureSet, check_captions, find_pictures
+from unstir.data import PictureSet, archive, check_captions, find_pictures
 from unstir.data.layout import SOURCES, has_metadata, read_layout
 from unstir.data.tree import scan_folder
 
@@ -196,3 +197,20 @@ def test_the_first_reason_is_named_where_nothing_is_left(tmp_path: Path) -> None
         ValueError, match=r"There are no pictures in .* \(the first that is skipped is a\.png: a link that"
     ):
         find_pictures(tmp_path)
+
+
+def test_a_bomb_that_metadata_names_is_listed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its row does not make it a file that does not exist; alone, it is the reason why there are no pictures."""
+    monkeypatch.setattr(archive, "MAX_BYTES", 1000)
+    rows = '{"file_name": "bomb.png", "text": "a"}\n'
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("bomb.png", bytes(5000))
+        file.writestr("metadata.jsonl", rows)
+    with pytest.raises(ValueError, match=r"no pictures in .*bomb\.png: it has 5,000 bytes, of which 1,000 are allowed"):
+        find_pictures(path)
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("good.png", b"...")
+    found = find_pictures(path)
+    assert [record.key for record in found.records] == ["good.png"]
+    assert dict(found.skipped)["bomb.png"].startswith("it has 5,000 bytes")

@@ -64,12 +64,14 @@ def test_links_lead_nowhere_twice(tmp_path: Path) -> None:
     (root / "f.png").symlink_to("e.png")
     (root / "g.png").symlink_to("nothing")
     (root / "h.png").symlink_to(root / "a" / "1.png")
+    (root / "i").symlink_to(tmp_path)
     tree = scan_folder(root)
     assert list(tree) == ["h.png", "a/1.png", "c/2.png"]
     reasons = dict(tree.skipped)
-    assert reasons.keys() == {"a/up", "b", "d.png", "e.png", "f.png", "g.png"}
+    assert reasons.keys() == {"a/up", "b", "d.png", "e.png", "f.png", "g.png", "i"}
     for key in ("a/up", "b"):
         assert reasons[key] == "a link leads back to a folder that was already looked through; remove the link"
+    assert reasons["i"] == "a link leads up to a folder that holds this set; remove the link"
     assert reasons["g.png"] == "a link that leads nowhere: No such file or directory"
     assert reasons["d.png"].startswith("a link that leads nowhere: Too many levels")
 

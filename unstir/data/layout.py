@@ -271,6 +271,8 @@ def _read_all_metadata(tree: Tree, notes: list[str]) -> tuple[dict[str, Said], b
             rows = labels or {}
         else:
             rows = read_metadata(path, tree.read(join(folder, present[0])), folder, notes)
+        refused = dict(tree.skipped)  # they are there, and listed with the reason why they are not read
+        rows = {picture: row for picture, row in rows.items() if tree.locate(picture) or picture not in refused}
         _require_files(path, rows, tree)
         for picture, row in rows.items():
             if picture in said:

@@ -107,10 +107,14 @@ def scan_folder(root: Path) -> Tree:
     files: dict[str, list[str]] = {}
     skipped: list[tuple[str, str]] = []
     seen: set[str] = set()  # folders by their real path: a link may lead back up
+    top = Path(os.path.realpath(root))
     waiting = [""]
     while waiting:
         folder = waiting.pop()
         real = os.path.realpath(root / folder)
+        if Path(real) in top.parents:
+            skipped.append((folder, "a link leads up to a folder that holds this set; remove the link"))
+            continue
         if real in seen:
             skipped.append((folder, "a link leads back to a folder that was already looked through; remove the link"))
             continue
