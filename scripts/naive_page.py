@@ -33,7 +33,7 @@ from unstir.model import load_model
 from unstir.pipeline import load, locate_model
 from unstir.training.preview import contact_sheet
 
-EMOJI = Path("runs/emoji64")
+EMOJI = Path("runs/emoji")
 CIFAR = Path("/work/shared/data/cifar10/train.parquet")
 RUNS, PAGE = Path("runs"), Path("docs/naive.md")
 DIFFUSION = "builtin"  # of the emoji
