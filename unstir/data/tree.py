@@ -98,6 +98,9 @@ def join(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
+_UPWARDS = "up to a folder that holds this set"
+
+
 def scan_folder(root: Path) -> Tree:
     """The files in a folder and its sub-folders; links are followed, each folder is looked through once.
 
@@ -112,11 +115,9 @@ def scan_folder(root: Path) -> Tree:
     while waiting:
         folder = waiting.pop()
         real = os.path.realpath(root / folder)
-        if Path(real) in top.parents:
-            skipped.append((folder, "a link leads up to a folder that holds this set; remove the link"))
-            continue
-        if real in seen:
-            skipped.append((folder, "a link leads back to a folder that was already looked through; remove the link"))
+        if real in seen or Path(real) in top.parents:
+            where = "back to a folder that was already looked through" if real in seen else _UPWARDS
+            skipped.append((folder, f"a link leads {where}; remove the link"))
             continue
         seen.add(real)
         try:
