@@ -10,15 +10,11 @@ combinations beside the real pictures, 32 of the free prompts, 16 prompts with w
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
-import json
 from pathlib import Path
-from typing import Any
 
+from pages import fill, unstir
 from PIL import Image
 
-from unstir.cli.app import run
 from unstir.data.folder import find_pictures
 from unstir.data.transforms import load_pictures
 from unstir.evaluation.prompts import choose_prompts
@@ -34,21 +30,11 @@ UNSEEN = (
 )  # fmt: skip
 
 
-def evaluate(*arguments: object) -> dict[str, Any]:
-    """What ``unstir evaluate`` prints as JSON."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        status = run(["evaluate", *(str(argument) for argument in arguments), "--json"])
-    if status:
-        raise SystemExit(status)
-    return json.loads(said.getvalue())
-
-
 def figures(model: str, data: str) -> list[str]:
     """The lines of the page between its markers."""
-    names = evaluate(model, "--data", data, "--seeds", 3)
-    free = evaluate(model, "--data", data, "--prompts", FREE, "--seeds", 3)["prompts"]["free"]
-    words = evaluate(model, "--data", data, "--keywords", 20, "--seeds", 8)["prompts"]["keywords"]
+    names = unstir("evaluate", model, "--data", data, "--seeds", 3)
+    free = unstir("evaluate", model, "--data", data, "--prompts", FREE, "--seeds", 3)["prompts"]["free"]
+    words = unstir("evaluate", model, "--data", data, "--keywords", 20, "--seeds", 8)["prompts"]["keywords"]
     held_out, training = names["prompts"]["test"], names["prompts"]["train"]
     rows = [
         ("184 held-out combinations, never seen together in training", held_out),
@@ -105,12 +91,11 @@ def main() -> None:
     parser.add_argument("--model", default="builtin")
     parser.add_argument("--data", default="runs/emoji")
     arguments = parser.parse_args()
-    if not Path(arguments.data).exists() and run(["data", "emoji", arguments.data]):
-        raise SystemExit("the emoji set could not be built")
+    if not Path(arguments.data).exists():
+        unstir("data", "emoji", arguments.data)
     sheets(arguments.model, arguments.data)
     lines = figures(arguments.model, arguments.data)
-    before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{rest.partition(END)[2]}", "utf-8")
+    fill(PAGE, BEGIN, END, lines)
     print("\n".join(lines))
 
 

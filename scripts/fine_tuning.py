@@ -10,16 +10,12 @@ The folder: 25 signs of the font DejaVu Sans in 10 colours, 64x64, each with a c
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
-import io
 import json
 from pathlib import Path
-from typing import Any
 
+from pages import fill, unstir
 from PIL import Image, ImageDraw, ImageFont
-
-from unstir.cli.app import run
 
 FONT = Path("/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf")
 SIGNS = {
@@ -53,16 +49,6 @@ def build_signs(folder: Path) -> None:
             text = f"an {colour} {sign}" if colour == "orange" else f"a {colour} {sign}"
             rows.append(json.dumps({"file_name": name, "text": text}))
         (folder / split / "metadata.jsonl").write_text("\n".join(rows) + "\n", "utf-8")
-
-
-def unstir(*arguments: object) -> dict[str, Any]:
-    """What a command prints as JSON."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        status = run([*(str(argument) for argument in arguments), "--json"])
-    if status:
-        raise SystemExit(f"unstir {' '.join(map(str, arguments))} ended with {status}")
-    return json.loads(said.getvalue())
 
 
 def trained(folder: Path, *command: object) -> float:
@@ -108,8 +94,7 @@ def main() -> None:
         rows.append(f"| {name} | {images:,} | {seconds / 60:.1f} | {cells[0]} | {cells[1]} |")
         print(rows[-1], flush=True)
     if not arguments.quick:
-        before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n\n" + "\n".join(rows) + f"\n\n{END}{rest.partition(END)[2]}", "utf-8")
+        fill(PAGE, BEGIN, END, rows)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ are left out, and their part of the page stays as it is, where CIFAR is absent.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
-import io
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -21,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pages
+from pages import unstir
 from PIL import Image
 from torch import Tensor
 
-from unstir.cli.app import run
 from unstir.data.folder import find_pictures
 from unstir.data.transforms import load_pictures
 from unstir.evaluation.keywords import ask_keywords
@@ -34,7 +33,7 @@ from unstir.pipeline import load, locate_model
 from unstir.training.preview import contact_sheet
 
 EMOJI = Path("runs/emoji")
-CIFAR = Path("/work/shared/data/cifar10/train.parquet")
+CIFAR = Path("../shared/data/cifar10/train.parquet")
 RUNS, PAGE = Path("runs"), Path("docs/naive.md")
 DIFFUSION = "builtin"  # of the emoji
 COLUMNS = 8  # prompts of a sheet
@@ -77,18 +76,6 @@ class Plan:
 QUICK = Plan(
     emoji_images=128, cifar_images=128, prompts=4, seeds=2, keywords=3, cifar_seeds=2, runs=RUNS / "quick-naive"
 )
-
-
-def unstir(*arguments: object) -> dict[str, Any]:
-    """What a command prints as JSON."""
-    words = [str(argument) for argument in arguments]
-    print("unstir", *words, file=sys.stderr, flush=True)
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        status = run([*words, "--json"])
-    if status:
-        raise SystemExit(f"unstir {' '.join(words)} ended with {status}; the same command of this script goes on")
-    return json.loads(said.getvalue())
 
 
 def trained(folder: Path, images: int, *command: object) -> str:
@@ -168,13 +155,8 @@ def protocol(found: Mapping[str, Any], label: str) -> str:
 
 
 def fill(page: Path, part: str, lines: Sequence[str]) -> None:
-    """Put lines between the markers of a part of the page; what is outside of them is kept."""
-    begin, end = f"<!-- figures of {part}: scripts/naive_page.py -->", f"<!-- end of {part} -->"
-    text = page.read_text("utf-8")
-    if begin not in text or end not in text:
-        raise SystemExit(f"{page} has no markers {begin} and {end}; put them where the figures should stand")
-    before, _, rest = text.partition(begin)
-    page.write_text(f"{before}{begin}\n\n" + "\n".join(lines) + f"\n\n{end}{rest.partition(end)[2]}", "utf-8")
+    """Put lines between the markers of a part of the page."""
+    pages.fill(page, f"<!-- figures of {part}: scripts/naive_page.py -->", f"<!-- end of {part} -->", lines)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

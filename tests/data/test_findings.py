@@ -117,7 +117,7 @@ def test_a_complaint_has_a_remedy(severity: str, remedy: str) -> None:
 
 
 def test_the_share_of_broken_pictures_is_that_of_training() -> None:
-    from unstir.data.findings import MAX_BROKEN
+    from unstir.data.transforms import MAX_BROKEN
     from unstir.training.run import RunConfig
 
     assert RunConfig().max_broken == MAX_BROKEN == load_pictures.__kwdefaults__["max_broken"]

@@ -17,7 +17,6 @@ from unstir.cli.output import Whole, print_json, stage_progress
 
 if TYPE_CHECKING:
     from unstir.data.findings import Finding
-    from unstir.training.run import RunConfig
 
 
 def check(
@@ -50,13 +49,13 @@ def check(
     from unstir.data.describe import describe
     from unstir.data.findings import judge
     from unstir.data.folder import find_pictures
-    from unstir.recipes import recipe_for
+    from unstir.recipes import config_of, recipe_for
 
-    config = None if recipe is None else _config(recipe)
+    config = None if recipe is None else config_of(recipe)
     pictures = find_pictures(data, captions=captions)
     count = len(pictures.records)
     if config is None:
-        config = _config(recipe_for(count))
+        config = config_of(recipe_for(count))
     size = config.model.size
     with stage_progress() as advance:
         findings = judge(describe(pictures, size, seed=seed, progress=advance))
@@ -68,18 +67,6 @@ def check(
         for line in _lines(findings):
             print(line)
     return 1 if any(finding.severity == "problem" for finding in findings) else 0
-
-
-def _config(recipe: str) -> RunConfig:
-    from unstir.config import choose, from_dict, read_json_file
-    from unstir.recipes import RECIPES
-    from unstir.training.run import RunConfig
-
-    if recipe.endswith(".json"):
-        content = read_json_file(Path(recipe))
-        content.pop("fingerprint", None)
-        return from_dict(RunConfig, content)
-    return RECIPES[choose(recipe, RECIPES, "recipe")]()
 
 
 def _lines(findings: Sequence[Finding]) -> list[str]:

@@ -180,30 +180,23 @@ def _run_folder(recipe: str | None, out: str | None, *, resume: bool) -> Path:
 
 def _fresh(directory: Path, wanted: dict[str, Any], changes: Sequence[tuple[str, str]]) -> RunConfig:
     """The configuration of a new run."""
-    from unstir.config import choose, from_dict, override, read_json_file
+    from unstir.config import override
     from unstir.data.folder import find_pictures
     from unstir.model import load_model
     from unstir.pipeline import locate_model
-    from unstir.recipes import RECIPES, recipe_for
-    from unstir.training.run import RunConfig
+    from unstir.recipes import config_of, recipe_for
 
     name, data = wanted["recipe"], wanted["data"]
-    if name is not None and name.endswith(".json"):
-        content = read_json_file(Path(name))
-        content.pop("fingerprint", None)
-        config = from_dict(RunConfig, content)
-    else:
-        if name is None and data is None:
-            raise ValueError(
-                "what should be trained? give a recipe, --data, or both; for instance: unstir train tiny --data DIR"
-            )
-        if name is None and wanted["start"] is not None:
-            name = "fine-tune"
-        elif name is None:
-            name = recipe_for(len(find_pictures(Path(data)).records))
-            say(f"starting from nothing with the recipe {name}; --from builtin starts from the built-in model")
-        choose(name, RECIPES, "recipe")
-        config = RECIPES[name]()
+    if name is None and data is None:
+        raise ValueError(
+            "what should be trained? give a recipe, --data, or both; for instance: unstir train tiny --data DIR"
+        )
+    if name is None and wanted["start"] is not None:
+        name = "fine-tune"
+    elif name is None:
+        name = recipe_for(len(find_pictures(Path(data)).records))
+        say(f"starting from nothing with the recipe {name}; --from builtin starts from the built-in model")
+    config = config_of(name)
     config = replace(
         config,
         data=str(Path(data).resolve()) if data is not None else config.data,

@@ -14,12 +14,10 @@ from typing import Literal
 
 from unstir.data.description import LONG_WORDS, Description
 from unstir.data.folder import ALLOW_FLAG
+from unstir.data.transforms import MAX_BROKEN
 
 FEW = 20
 """Below so many pictures a model has little to learn from."""
-
-MAX_BROKEN = 0.05
-"""The largest share of broken pictures that a training puts up with, unless it is told to."""
 
 _SAME = 0.5  # share of the captioned pictures with one caption
 _SMALL = 0.01  # share of pictures that are enlarged

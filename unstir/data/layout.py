@@ -257,6 +257,7 @@ def _read_all_metadata(tree: Tree, notes: list[str]) -> tuple[dict[str, Said], b
     """What metadata files say, by picture, and whether a dataset.json says that there is nothing to say."""
     said: dict[str, Said] = {}
     labels = _read_labels(tree, notes)
+    refused = dict(tree.skipped)  # they are there, and listed with the reason why they are not read
     for folder, files in tree.files.items():
         present = [name for name in METADATA_NAMES if name in files]
         if not folder and labels is not None:
@@ -271,7 +272,6 @@ def _read_all_metadata(tree: Tree, notes: list[str]) -> tuple[dict[str, Said], b
             rows = labels or {}
         else:
             rows = read_metadata(path, tree.read(join(folder, present[0])), folder, notes)
-        refused = dict(tree.skipped)  # they are there, and listed with the reason why they are not read
         rows = {picture: row for picture, row in rows.items() if tree.locate(picture) or picture not in refused}
         _require_files(path, rows, tree)
         for picture, row in rows.items():

@@ -24,6 +24,8 @@ from unstir.data.aspect import square as square
 from unstir.data.records import PictureSet, Record, natural, storage_order
 
 MAX_PIXELS = 89_478_485  # where Pillow starts to warn of decompression bombs: 256 MiB as 24-bit RGB
+MAX_BROKEN = 0.05
+"""The largest share of broken pictures that a training puts up with, unless it is told to."""
 
 _WORKERS = 2
 _CHUNK = 64  # pictures whose bytes are in memory at once
@@ -116,7 +118,7 @@ def load_pictures(
     *,
     aspect: str = "crop",
     progress: Progress | None = None,
-    max_broken: float = 0.05,
+    max_broken: float = MAX_BROKEN,
 ) -> tuple[UInt8[Tensor, "n 3 size size"], PictureSet]:
     """Decode a whole set into memory, each picture as `decode` gives it, brought to one square.
 
@@ -156,7 +158,7 @@ def load_buckets(
     multiple: int,
     *,
     progress: Progress | None = None,
-    max_broken: float = 0.05,
+    max_broken: float = MAX_BROKEN,
 ) -> tuple[list[UInt8[Tensor, "3 height width"]], PictureSet]:
     """Decode a whole set into memory, each picture scaled to cover the bucket `bucket_of` gives it, and cropped to it.
 

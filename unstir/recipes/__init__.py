@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+from unstir.config import choose, from_dict, read_json_file
 from unstir.recipes.cifar10 import cifar10 as cifar10
 from unstir.recipes.emoji import emoji as emoji
 from unstir.recipes.fine_tune import fine_tune as fine_tune
@@ -26,3 +28,17 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
 def recipe_for(pictures: int) -> str:
     """The recipe for so many pictures when nobody names one."""
     return "tiny" if pictures < 100 else "emoji"
+
+
+def config_of(name: str) -> RunConfig:
+    """The configuration of a recipe, or of another run whose ``run.json`` is given instead of a name.
+
+    Raises:
+        OSError: if there is no such file.
+        ValueError: if there is no such recipe, or the file is damaged.
+    """
+    if name.endswith(".json"):
+        content = read_json_file(Path(name))
+        content.pop("fingerprint", None)
+        return from_dict(RunConfig, content)
+    return RECIPES[choose(name, RECIPES, "recipe")]()

@@ -31,7 +31,7 @@ from unstir.conditioning.captions import paraphrases
 from unstir.conditioning.text import WordReader
 from unstir.config import from_dict, read_json_file, to_dict, write_text_file
 from unstir.data.folder import PictureSet, check_captions, find_pictures, summarize
-from unstir.data.transforms import load_buckets, load_pictures, to_unit
+from unstir.data.transforms import MAX_BROKEN, load_buckets, load_pictures, to_unit
 from unstir.diffusion.noise import KeyedNoise
 from unstir.model import Model, ModelConfig, build, load_model, load_weights, network_of, save_model
 from unstir.pipeline import locate_model
@@ -97,7 +97,7 @@ class RunConfig:
     start: str = ""
     captions: Literal["auto", "metadata", "sidecar", "folder", "filename", "none"] = "auto"
     aspect: Literal["crop", "pad", "buckets"] = "crop"
-    max_broken: float = 0.05
+    max_broken: float = MAX_BROKEN
     allow_missing_captions: bool = False
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
