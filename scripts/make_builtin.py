@@ -1,6 +1,6 @@
 """Put a trained run into the package as the built-in model.
 
-    python scripts/make_builtin.py runs/stage2 --earlier runs/stage1 --sampling steps=12 --figures figures.json
+    python scripts/make_builtin.py runs/stage2 --earlier runs/stage0 runs/stage1 --sampling steps=12 --figures f.json
 
 The weights are stored in bf16 (half the size; sampling computes in float32), beside the run's log and configuration.
 ``figures.json`` is what ``unstir evaluate --json`` printed of the model made by a first call of this script.
@@ -27,7 +27,7 @@ def main() -> None:
     """Read the run, write the model folder, and refuse one that is too large."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--earlier", type=Path, help="the run that this one started from")
+    parser.add_argument("--earlier", type=Path, nargs="+", default=[], help="the runs before this one, oldest first")
     parser.add_argument("--sampling", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--figures", type=Path)
     arguments = parser.parse_args()
@@ -36,7 +36,7 @@ def main() -> None:
     sampling = from_dict(SamplingDefaults, {**to_dict(model.config.sampling), **changes})
     training = {**model.training, "commands": "docs/builtin-model.md, How it was made", "folder": "builtin"}
     if arguments.earlier:
-        training["started_from"] = "an earlier run, see log-earlier.jsonl"
+        training["started_from"] = "earlier runs, see log-earlier.jsonl"
     if arguments.figures:
         figures = read_json_file(arguments.figures)
         for split, score in figures["prompts"].items():
@@ -49,9 +49,11 @@ def main() -> None:
     save_model(model, BUILTIN, dtype=torch.bfloat16)
     shutil.copy(arguments.run / "log.jsonl", BUILTIN / "log.jsonl")
     if arguments.earlier:
-        shutil.copy(arguments.earlier / "log.jsonl", BUILTIN / "log-earlier.jsonl")
+        logs = [(earlier / "log.jsonl").read_text("utf-8") for earlier in arguments.earlier]
+        (BUILTIN / "log-earlier.jsonl").write_text("".join(logs), "utf-8")
     run = read_json_file(arguments.run / "run.json")
-    run.update(data="emoji/", start="runs/stage1" if arguments.earlier else "")  # not the paths of one machine
+    start = f"runs/{arguments.earlier[-1].name}" if arguments.earlier else ""
+    run.update(data="emoji/", start=start)  # not the paths of one machine
     (BUILTIN / "run.json").write_text(json.dumps(run, indent=2, ensure_ascii=False) + "\n", "utf-8")
     size = sum(file.stat().st_size for file in BUILTIN.iterdir())
     print(f"{BUILTIN}: {size / 1e6:.2f} MB")

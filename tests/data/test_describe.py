@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import pickle
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unstir.data import choose_pairs, describe, find_pictures
-from unstir.data.describe import _captions, _look, _words
+from unstir.data.describe import _captions, _look, _sizes, _words
 from unstir.data.description import Twins
 from unstir.data.records import InFile, PictureSet, Record
 from unstir.data.transforms import decode, square
@@ -227,6 +228,29 @@ def test_examples_of_words_are_few_and_chosen_by_the_seed() -> None:
     assert one.examples != other.examples
     assert (one.once, len(one.examples)) == (100, 20)
     assert list(one.examples) == sorted(one.examples)
+
+
+def test_captions_of_thirty_words_are_not_long() -> None:
+    assert _captions([record("a", " ".join(["word"] * 30)), record("b", " ".join(["word"] * 31))]).long == 1
+
+
+def test_sizes_go_by_area_and_the_shorter_side_decides_what_is_enlarged() -> None:
+    found = _sizes([(50, 4), (30, 30), (8, 8)], 16)
+    assert (found.smallest, found.median, found.largest) == ((8, 8), (50, 4), (30, 30))
+    assert (found.oblong, found.small) == (1, 2)
+
+
+def test_a_picture_that_an_archive_cannot_give_is_broken(tmp_path: Path) -> None:
+    """The zip tells the checksum of what it holds; the picture itself would decode."""
+    content = io.BytesIO()
+    noisy(0).save(content, "BMP")
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("a.bmp", content.getvalue())
+        archive.writestr("b.bmp", content.getvalue())
+    data = bytearray((tmp_path / "x.zip").read_bytes())
+    data[data.index(content.getvalue()) + 100] ^= 1
+    (tmp_path / "x.zip").write_bytes(data)
+    assert [key for key, _ in describe(find_pictures(tmp_path / "x.zip"), 8).files.broken] == ["a.bmp"]
 
 
 def test_a_large_set_is_looked_at_in_part(tmp_path: Path) -> None:

@@ -42,6 +42,11 @@ def test_a_set_without_faults() -> None:
     ]
 
 
+def test_all_words_that_are_told_end_without_dots() -> None:
+    text = text_of(replace(PLAIN, words=replace(PLAIN.words, once=2, examples=("fox", "oak"))))
+    assert "words: 80, of which 2 with one picture only: fox, oak\n" in text
+
+
 def test_faults_are_listed_with_examples() -> None:
     twins = Twins(one="a", one_split="test", other="b", other_split="train", is_equal=True)
     text = text_of(

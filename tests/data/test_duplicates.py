@@ -102,6 +102,22 @@ def test_distance_where_a_direction_has_no_slope(slope: str) -> None:
     assert distance(one, other)[0] <= 1.01 / max(1.0, float(one.std()))
 
 
+def test_the_shift_is_that_of_least_squares() -> None:
+    """Slopes across and down that go together, as on a diagonal: the two cannot be explained one by one."""
+    y, x = np.mgrid[0:16, 0:16] / 16
+    a, b = (
+        np.repeat(np.round(120 + 60 * np.sin(7 * (u + 0.7 * v)) + 40 * v)[..., None], 3, axis=2)
+        for u, v in ((x, y), (x + 0.03, y - 0.02))
+    )
+    mean, rest = (a + b) / 2, (a - b)[1:-1, 1:-1].ravel()
+    slopes = [(mean[1:-1, 2:] - mean[1:-1, :-2]) / 2, (mean[2:, 1:-1] - mean[:-2, 1:-1]) / 2]
+    slopes = np.stack([slope.ravel() for slope in slopes], axis=1)
+    shift, (left,), _, _ = np.linalg.lstsq(slopes, rest, rcond=None)
+    assert 0.1 < np.abs(shift).max() < 1
+    expected = np.sqrt(left / rest.size) / max(a.std(), b.std())
+    assert distance(a[None].astype(np.uint8), b[None].astype(np.uint8)) == pytest.approx(expected, rel=1e-3)
+
+
 def test_flat_pictures_are_near_to_nothing() -> None:
     flat = [Image.new("RGB", (SIDE, SIDE), (value, value, value)) for value in (0, 1, 128, 255)]
     assert len(near_pairs(thumbnails(flat), np.zeros(4, dtype=int))) == 0

@@ -105,6 +105,11 @@ def test_what_is_no_fault_is_fine(description: Description) -> None:
     assert not any(finding.remedy for finding in found)
 
 
+def test_a_set_of_one_split_is_told_so() -> None:
+    found = [one.what for one in judge(NOT_QUITE_BAD["one split"])]
+    assert "there is only one split, so nothing is in two" in found
+
+
 def test_a_part_that_was_looked_at_is_told() -> None:
     found = judge(replace(GOOD, files=replace(GOOD.files, looked_at=40)))
     assert "all of the 40 pictures looked at (of 100, chosen at random) can be decoded" in [one.what for one in found]

@@ -389,6 +389,14 @@ def test_precedence(present: tuple[str, ...], kind: str, tmp_path: Path) -> None
             find_pictures(root, captions=source)
 
 
+def test_of_two_sidecars_the_txt_counts(tmp_path: Path) -> None:
+    put(tmp_path / "a.png", PICTURES[0])
+    put(tmp_path / "a.caption", "from caption")
+    put(tmp_path / "a.txt", "from txt")
+    (record,) = find_pictures(tmp_path).records
+    assert record.captions == ("from txt",)
+
+
 def test_a_source_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="captions is 'sidecars', expected one of auto, metadata, sidecar, folder, "):
         find_pictures(tmp_path, captions="sidecars")
