@@ -1,6 +1,6 @@
 """Put a trained run into the package as the built-in model.
 
-    python scripts/make_builtin.py runs/stage2 --earlier runs/stage0 runs/stage1 --sampling steps=12 --figures f.json
+    python scripts/make_builtin.py runs/stage2 --earlier runs/stage0 runs/stage1 --sampling steps=12
 
 The weights are stored in bf16 (half the size; sampling computes in float32), beside the run's log and configuration.
 ``figures.json`` is what ``unstir evaluate --json`` printed of the model made by a first call of this script.
