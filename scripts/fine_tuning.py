@@ -1,6 +1,6 @@
 """Measure fine-tuning beside training from nothing, on a folder of 200 pictures; fill in docs/fine-tuning.md.
 
-    python scripts/fine_tuning.py            (trains what is missing under runs/, resumable; about an hour)
+    python scripts/fine_tuning.py            (trains what is missing under runs/, resumable; half an hour)
     python scripts/fine_tuning.py --quick    (a smoke run of a minute; writes to runs/quick-fine-tuning/)
 
 The folder: 25 signs of the font DejaVu Sans in 10 colours, 64x64, each with a caption such as "a red star"; 50 of the
@@ -71,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--fine-tune", type=int, nargs="+", default=[6_000, 20_000, 60_000], metavar="IMAGES")
-    parser.add_argument("--from-nothing", type=int, nargs="+", default=[60_000, 200_000], metavar="IMAGES")
+    parser.add_argument("--from-nothing", type=int, nargs="+", default=[6_000, 20_000, 60_000], metavar="IMAGES")
     arguments = parser.parse_args()
     base = Path("runs/quick-fine-tuning" if arguments.quick else "runs/fine-tuning")
     signs = base / "signs"
