@@ -1,6 +1,6 @@
 """Measure the naive way beside diffusion, on the same prompts; fill in docs/naive.md and draw its sheets.
 
-    python scripts/naive_page.py            (trains what is missing under runs/, resumable; hours)
+    python scripts/naive_page.py            (trains what is missing under runs/, resumable; forty minutes)
     python scripts/naive_page.py --quick    (a smoke run of minutes; writes to runs/quick-naive/)
 
 What was trained or measured before is not done again: a run goes on to its number of pictures, and a measurement is
@@ -64,8 +64,8 @@ class Plan:
         runs: where the trained networks lie.
     """
 
-    emoji_images: int = 300_000
-    cifar_images: int = 400_000
+    emoji_images: int = 60_000
+    cifar_images: int = 40_000
     prompts: int = 184
     seeds: int = 4
     keywords: int = 20

@@ -98,9 +98,6 @@ def join(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
-_UPWARDS = "up to a folder that holds this set"
-
-
 def scan_folder(root: Path) -> Tree:
     """The files in a folder and its sub-folders; links are followed, each folder is looked through once.
 
@@ -116,7 +113,11 @@ def scan_folder(root: Path) -> Tree:
         folder = waiting.pop()
         real = os.path.realpath(root / folder)
         if real in seen or Path(real) in top.parents:
-            where = "back to a folder that was already looked through" if real in seen else _UPWARDS
+            where = (
+                "back to a folder that was already looked through"
+                if real in seen
+                else "up to a folder that holds this set"
+            )
             skipped.append((folder, f"a link leads {where}; remove the link"))
             continue
         seen.add(real)
