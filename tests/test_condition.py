@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -159,3 +159,17 @@ def test_map_reaches_every_tensor_and_only_tensors() -> None:
     assert set(tensors(doubled)) == {"pooled", "tokens"}
     assert bool((doubled.pooled == 2).all())  # type: ignore[union-attr]
     assert len(doubled) == 2
+
+
+def test_weights_of_words_go_with_their_rows() -> None:
+    """They are sliced, moved, forgotten and joined as the words are; where only one of two has them, the other's are 1."""
+    weights = torch.tensor([[0.5, 1.0, 2.0], [1.0, 1.0, 0.0]])
+    weighed, plain = replace(build(2), word_weights=weights), build(1)
+    assert torch.equal(weighed.rows(slice(1, 2)).word_weights, weights[1:])  # type: ignore[arg-type]
+    assert torch.equal(weighed.map(lambda tensor: tensor * 2).word_weights, 2 * weights)  # type: ignore[arg-type]
+    for dropped in (weighed.null(), weighed.drop(0.5, KeyedNoise.from_seeds([1, 2]))):
+        assert torch.equal(dropped.word_weights, weights)  # type: ignore[arg-type]
+    assert torch.equal(weighed.cat(weighed).word_weights, torch.cat([weights, weights]))  # type: ignore[arg-type]
+    assert weighed.cat(plain).word_weights.tolist() == [*weights.tolist(), [1.0] * 3]  # type: ignore[union-attr]
+    assert plain.cat(weighed).word_weights.tolist() == [[1.0] * 3, *weights.tolist()]  # type: ignore[union-attr]
+    assert plain.cat(plain).word_weights is None

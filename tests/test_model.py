@@ -23,6 +23,7 @@ from unstir.codec import BitPlanes, Identity
 from unstir.conditioning.text import WordReader
 from unstir.diffusion.parameterization import LearnedRange, PredictBit, PredictNoise, PredictV
 from unstir.diffusion.schedule import Cosine, RectifiedFlow
+from unstir.diffusion.spacing import LEGACY, SPACINGS, Explicit, Sections
 from unstir.model import (
     FORMAT,
     NETWORKS,
@@ -33,6 +34,8 @@ from unstir.model import (
     checksum_of,
     load_model,
     save_model,
+    spacing_of,
+    steps_of,
 )
 from unstir.nn import DiTConfig, UNetConfig
 from unstir.nn.text import TextConfig
@@ -478,3 +481,52 @@ def test_numbers_out_of_range_are_no_configuration(field: str, value: float) -> 
 def test_checksum_is_sha256(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"abc")
     assert checksum_of(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+# --- grids as text ---
+
+
+@pytest.mark.parametrize("name", [*SPACINGS, *LEGACY])
+def test_a_grid_by_its_name(name: str) -> None:
+    assert spacing_of(name) is {**SPACINGS, **LEGACY}[name]
+    assert steps_of(spacing_of(name)) is None
+
+
+@pytest.mark.parametrize("text", ["sections 10,15,20", " sections  10, 15 ,20 "])
+def test_a_grid_of_sections(text: str) -> None:
+    assert spacing_of(text) == Sections(counts=(10, 15, 20))
+    assert steps_of(spacing_of(text)) == 45
+
+
+@pytest.mark.parametrize("text", ["1,0.8,0.4", "1, .8, 4e-1, 0"])
+def test_a_grid_of_times(text: str) -> None:
+    assert spacing_of(text) == Explicit(times=(1.0, 0.8, 0.4))
+    assert steps_of(spacing_of(text)) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("trailling", "unknown grid 'trailling'; did you mean trailing.*leading.*sections 10,15,20"),
+        ("", "unknown grid ''"),
+        ("sections", "whole numbers of steps, got 'sections'; for instance"),
+        ("sections 10,1.5", "whole numbers of steps, got 'sections 10,1.5'"),
+        ("sections 10,0", "at least 1 step each, got 10,0"),
+        ("section 10,15", "did you mean sections 10,15,20"),
+        ("20", "fall strictly.*got 20"),
+        ("0.4,0.8", "fall strictly.*got 0.4,0.8"),
+        ("1,nan", "fall strictly.*got 1,nan"),
+        ("1,0.5,-1", "fall strictly"),
+        ("1,,0.5", "unknown grid"),
+    ],
+)
+def test_what_is_no_grid_is_refused(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        spacing_of(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_defaults_have_the_steps_of_their_grid() -> None:
+    assert SamplingDefaults(grid="1,0.8,0.4", steps=3).grid == "1,0.8,0.4"
+    with pytest.raises(ValueError, match="has 3 steps, got 20"):
+        SamplingDefaults(grid="1,0.8,0.4")

@@ -22,6 +22,7 @@ from unstir.data.transforms import to_bytes
 from unstir.device import has_native_bf16
 from unstir.diffusion.noise import KeyedNoise
 from unstir.diffusion.samplers import SAMPLERS
+from unstir.diffusion.schedule import Cosine, RectifiedFlow, Schedule, Tabulated, VarianceExploding
 from unstir.diffusion.spacing import SPACINGS
 from unstir.model import Model, ModelConfig, SamplingDefaults, build, save_model
 from unstir.nn import DiTConfig, UNetConfig
@@ -281,10 +282,14 @@ def test_guidance_acts_in_its_interval_only(pipe: Pipeline) -> None:
 @pytest.mark.parametrize("grid", SPACINGS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_way_to_sample_draws(pipe: Pipeline, sampler: str, grid: str, steps: int) -> None:
-    """A picture of the right size, after exactly ``steps`` calls, and a preview between any two of them."""
+    """A picture of the right size, after exactly ``steps`` calls (some samplers ask again within a step), and a preview
+    between any two steps.
+    """
     with calls(pipe) as seen:
         items = list(pipe.run(pipe.requests(PROMPTS[:2], seed=0, sampler=sampler, grid=grid, steps=steps)))
-    assert len(seen) == steps
+    assert len(seen) == steps or (
+        len(seen) > steps and sampler in ("dpm++2s", "dpm++3s", "heun", "predictor_corrector")
+    )
     previews, drawn = items[:-2], items[-2:]
     assert [(p.index, p.steps) for p in previews if isinstance(p, Preview)] == [(i, steps) for i in range(1, steps)]
     assert len(previews) == steps - 1
@@ -438,6 +443,114 @@ def test_a_picture_that_is_not_finite_is_not_given() -> None:
         Pipeline(model, device="cpu").sample("a cat", seed=0)
 
 
+# --- weighted and long prompts ---
+
+
+@pytest.mark.parametrize("settings", [{}, {"negative": "green"}, {"guidance_scale": 1.0}])
+def test_a_prompt_without_weights_is_the_plain_picture(pipe: Pipeline, settings: dict[str, Any]) -> None:
+    """To the last bit, if it fits; so is one whose weights are all 1."""
+    for plain, weighted in (("a cat", "a cat"), ("red heart", "(red:1) [(heart)]"), ("a (cat)", r"a \(cat\)")):
+        one = pipe.sample(plain, seed=4, n=2, **settings)
+        other = pipe.sample(weighted, seed=4, n=2, syntax="weighted", **settings)
+        assert all(same(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_brackets_of_a_plain_prompt_are_words(pipe: Pipeline) -> None:
+    plain, weighted = (pipe.sample("a (cat:0)", seed=4, syntax=syntax)[0] for syntax in ("plain", "weighted"))
+    assert distance(plain, weighted) > 2
+    assert pipe.request("a (cat:99)").syntax == "plain"
+
+
+def test_weights_lead_from_without_a_word_to_with_it(pipe: Pipeline) -> None:
+    """The nearer to 1 a weight is, the nearer is the picture to the plain one, from both sides."""
+    plain = pixels(pipe.sample("red heart", seed=4)[0])
+    drawn = [pixels(pipe.sample(f"(red:{w}) heart", seed=4, syntax="weighted")[0]) for w in (0, 0.5, 0.9, 1.1, 1.5, 2)]
+    away = [float(abs(each - plain).mean()) for each in drawn]
+    assert away[0] > away[1] > away[2] > 0
+    assert 0 < away[3] < away[4] < away[5]
+
+
+def test_weights_of_the_negative_prompt_act(pipe: Pipeline) -> None:
+    without, half, whole = (
+        pipe.sample("red heart", seed=4, syntax="weighted", negative=f"(blue:{w}) star")[0] for w in (0, 0.5, 1)
+    )
+    assert distance(without, half) > 0
+    assert distance(half, whole) > 0
+
+
+def test_long_prompts_are_read_whole(pipe: Pipeline) -> None:
+    """What stands beyond the length of the model shows, and nothing is said to be cut."""
+    one, other = (
+        results(pipe, [pipe.request(f"{LONG} {word}", seed=4, syntax="weighted")]) for word in ("red", "blue")
+    )
+    assert one[0].warnings == other[0].warnings == ()
+    assert distance(one[0].picture, other[0].picture) > 1
+    (plain,) = results(pipe, pipe.requests([LONG], seed=4))
+    assert "--prompt-syntax weighted" in plain.warnings[0]
+    (cut,) = results(pipe, pipe.requests([LONG * 20], seed=4, syntax="weighted"))
+    assert "tokens, the model reads" in cut.warnings[0]
+    assert "--prompt-syntax" not in cut.warnings[0]
+
+
+@pytest.mark.parametrize("negative", ["", "a (star)", LONG])
+def test_weighted_prompts_of_many_lengths_redo_to_the_last_bit(pipe: Pipeline, negative: str) -> None:
+    prompts = ["(red:1.5) heart", "blue star", LONG, f"[{LONG}]", "(green:0)"]
+    drawn = results(pipe, pipe.requests(prompts, seed=10, syntax="weighted", negative=negative), batch=5)
+    for result in drawn:
+        (again,) = results(pipe, [result.request], batch=1)
+        assert same(again.picture, result.picture)
+        assert again.request.syntax == "weighted"
+
+
+# --- grids that are said as text ---
+
+
+@pytest.mark.parametrize(("grid", "steps"), [("sections 1,2", 3), ("1,0.5,0.25,0.1", 4), ("0.7,0.2", 2)])
+def test_a_grid_brings_its_number_of_steps(pipe: Pipeline, grid: str, steps: int) -> None:
+    """The picture's request says it, and draws it again; the same times drawn by another name are the same picture."""
+    (drawn,) = results(pipe, pipe.requests(["a cat"], seed=1, grid=grid))
+    assert (drawn.request.grid, drawn.request.steps) == (grid, steps)
+    assert same(results(pipe, [drawn.request])[0].picture, drawn.picture)
+    assert same(pipe.sample("a cat", seed=1, grid=grid, steps=steps)[0], drawn.picture)
+
+
+def test_explicit_times_are_the_grid_that_has_them(pipe: Pipeline) -> None:
+    assert same(
+        pipe.sample("a cat", seed=1, grid="1,0.75,0.5,0.25")[0],
+        pipe.sample("a cat", seed=1, grid="trailing", steps=4)[0],
+    )
+
+
+@pytest.mark.parametrize("schedule", [VarianceExploding(), RectifiedFlow(), Cosine()], ids=["ve", "flow", "vp"])
+def test_a_late_start_has_the_noise_of_its_level(schedule: Schedule) -> None:
+    """The first x that the network sees is noise as large as spoiled data is there, not as it is at t = 1."""
+    pipe = Pipeline(make(replace(CONFIG, schedule=schedule)), device="cpu")
+    ratios: list[float] = []
+    for grid in ("1,0.3", "0.5,0.3"):
+        denoise = pipe.model.denoiser.forward
+        seen: list[Tensor] = []
+
+        def watch(x_t: Tensor, level: Any, *rest: Any, denoise: Any = denoise, seen: list[Tensor] = seen) -> Any:
+            seen.append(x_t)
+            return denoise(x_t, level, *rest)
+
+        pipe.model.denoiser.forward = watch  # type: ignore[method-assign]
+        pipe.sample("a cat", seed=1, grid=grid, guidance_scale=1.0)
+        pipe.model.denoiser.forward = denoise  # type: ignore[method-assign]
+        level = schedule.at(torch.tensor(float(grid.split(",")[0]), dtype=torch.float64))
+        ratios.append(seen[0].std().item() / torch.hypot(level.alpha, level.sigma).item())
+    assert ratios[0] == pytest.approx(1, abs=0.05)
+    assert ratios[1] == pytest.approx(ratios[0], rel=1e-5)
+
+
+def test_a_chain_has_no_more_steps_than_it_has() -> None:
+    pipe = Pipeline(make(replace(CONFIG, schedule=Tabulated.from_schedule(Cosine(), 12))), device="cpu")
+    assert len(pipe.sample("a cat", seed=1, steps=12)) == 1
+    for grid in ("trailing", "karras", "leading"):
+        with pytest.raises(ValueError, match="chain has 12 steps, got 13; ask for at most"):
+            pipe.request("a cat", steps=13, grid=grid)
+
+
 # --- what is refused ---
 
 
@@ -454,6 +567,13 @@ def test_a_picture_that_is_not_finite_is_not_given() -> None:
         ({"sampler": "dpm2m"}, r"unknown sampler 'dpm2m'; did you mean dpm\+\+2m\? there are .*ancestral.*ddim"),
         ({"sampler": "zzz"}, r"unknown sampler 'zzz'; there are .*ancestral.*ddim"),
         ({"grid": "trailling"}, "unknown grid 'trailling'; did you mean trailing"),
+        ({"syntax": "wieghted"}, "unknown prompt syntax 'wieghted'; did you mean weighted"),
+        ({"syntax": "weighted", "prompt": "( [] )"}, "prompt is empty"),
+        ({"syntax": "weighted", "prompt": "a (cat:11)"}, 'weight of "cat" must be from -10 to 10, got 11'),
+        ({"syntax": "weighted", "negative": "a (cat:11)"}, 'weight of "cat" must be from -10 to 10, got 11'),
+        ({"grid": "1,0.8,0.4", "steps": 5}, "grid '1,0.8,0.4' has 3 steps, got 5; leave --steps out"),
+        ({"grid": "0.4,0.8"}, "fall strictly"),
+        ({"grid": "sections 600,2"}, "cannot be walked in 600"),
         ({"width": 24}, "16x16 pictures, got 24x16"),
         ({"height": 32, "width": 32}, "got 32x32"),
         ({"eta": 0.5}, "eta .*ddim"),

@@ -24,6 +24,7 @@ class Condition:
     Args:
         words: token ids, padded to the model's ``max_tokens`` (static shapes).
         word_mask: True where ``words`` holds a token, False where it is padding.
+        word_weights: how much each of ``words`` counts, 0 for not at all; None is 1 for all.
         tokens: what a text encoder made of the words.
         token_mask: True where ``tokens`` may be attended to.
         pooled: one vector a sample, made of the words.
@@ -35,6 +36,7 @@ class Condition:
 
     words: Int[Tensor, "b n"] | None = None
     word_mask: Bool[Tensor, "b n"] | None = None
+    word_weights: Float[Tensor, "b n"] | None = None
     tokens: Float[Tensor, "b n d"] | None = None
     token_mask: Bool[Tensor, "b n"] | None = None
     pooled: Float[Tensor, "b e"] | None = None
@@ -79,6 +81,8 @@ class Condition:
     def cat(self, other: Self) -> Self:
         """Both conditions, this one's rows first; what only one of them says of ``kept`` is True for the other.
 
+        Likewise what only one of them says of ``word_weights`` is 1 for the other.
+
         Raises:
             ValueError: if one of them holds a kind of tensor that the other lacks.
         """
@@ -87,6 +91,8 @@ class Condition:
             if "kept" not in tensors and ("kept" in mine or "kept" in theirs):
                 first = next(iter(tensors.values()))
                 tensors["kept"] = torch.ones(len(owner), dtype=torch.bool, device=first.device)
+            if "words" in tensors and "word_weights" not in tensors and ("word_weights" in mine | theirs):
+                tensors["word_weights"] = torch.ones_like(tensors["words"], dtype=torch.float32)
         if mine.keys() != theirs.keys():
             raise ValueError(f"cannot join a condition of {sorted(mine)} with one of {sorted(theirs)}")
         return replace(self, **{name: torch.cat([mine[name], theirs[name]]) for name in mine})

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -55,7 +54,7 @@ def parameters(recipe: Recipe) -> str:
     Readers take the last line for the keys, so it holds no line break; values with a comma, colon or quote are quoted.
     """
     request = recipe.request
-    values: Mapping[str, Any] = {
+    values: dict[str, Any] = {
         "Steps": request.steps,
         "Sampler": request.sampler,
         "CFG scale": f"{request.guidance_scale:g}",
@@ -65,6 +64,8 @@ def parameters(recipe: Recipe) -> str:
         "Model": Path(recipe.model).name,
         "Version": f"unstir {recipe.version}",
     }
+    if request.edit is not None and request.blend is None:
+        values["Denoising strength"] = f"{request.edit.strength:g}"
     last = ", ".join(f"{key}: {_quoted(str(value))}" for key, value in values.items())
     negative = [f"Negative prompt: {request.negative}"] if request.negative else []
     return "\n".join([request.prompt, *negative, last])

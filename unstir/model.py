@@ -11,10 +11,11 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Generic, Literal, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -37,14 +38,56 @@ from unstir.diffusion.parameterization import (
 from unstir.diffusion.process import PROCESSES, Process
 from unstir.diffusion.samplers import SAMPLERS
 from unstir.diffusion.schedule import SCHEDULES, RectifiedFlow, Schedule
-from unstir.diffusion.spacing import SPACINGS
+from unstir.diffusion.spacing import LEGACY, SPACINGS, Explicit, Sections, Spacing
 from unstir.nn import NETWORKS, DiTConfig
+
+T = TypeVar("T")
+N = TypeVar("N", int, float)
 
 FORMAT = 1
 """Version of ``unstir.json``; a change of meaning adds one and a migration."""
 
+KINDS = {"model": "a model that draws", "classifier": "a classifier"}
+"""What a folder with an ``unstir.json`` may hold."""
+
 MIGRATIONS: dict[int, Any] = {}
 """From the version before to this one: functions on the dictionary, by the version that they make."""
+
+
+def spacing_of(text: str) -> Spacing:
+    """The grid of times that a text asks for.
+
+    It is a name of ``SPACINGS`` (or of ``LEGACY``), the steps of each section of the chain from data to noise
+    ("sections 10,15,20"), or the times themselves ("1,0.8,0.4", with or without the 0 at the end).
+
+    Raises:
+        ValueError: if it is none of these.
+    """
+    words = text.strip()
+    kind, _, rest = words.partition(" ")
+    if kind == "sections":
+        counts = _listed(rest, int)
+        if counts is None:
+            raise ValueError(f"sections are whole numbers of steps, got {text!r}; for instance sections 10,15,20")
+        return Sections(counts=counts)
+    times = _listed(words, float)
+    if times is not None:
+        return Explicit(times=times)
+    grids = {**SPACINGS, **LEGACY}
+    return grids[choose(words, [*grids, "sections 10,15,20", "1,0.8,0.4"], "grid")]
+
+
+def _listed(text: str, number: type[N]) -> tuple[N, ...] | None:
+    """The numbers between commas, or None if that is not what the text holds."""
+    try:
+        return tuple(number(part) for part in text.split(","))
+    except ValueError:
+        return None
+
+
+def steps_of(spacing: Spacing) -> int | None:
+    """The only number of steps that a grid can be asked for; None where it is made for any."""
+    return spacing.num_steps if isinstance(spacing, Sections | Explicit) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +97,7 @@ class SamplingDefaults:
     Args:
         sampler: a name of ``SAMPLERS``.
         steps: number of steps.
-        grid: a name of ``SPACINGS``.
+        grid: as ``spacing_of`` reads it: a name of ``SPACINGS``, sections, or times.
         guidance_scale: 1 is none.
         guidance_interval: log-SNR between which guidance acts, in nats; None is everywhere.
         eta: for DDIM, how much fresh noise.
@@ -75,7 +118,9 @@ class SamplingDefaults:
     def __post_init__(self) -> None:
         """Refuse what no model could be sampled with."""
         choose(self.sampler, SAMPLERS, "sampler")
-        choose(self.grid, SPACINGS, "grid")
+        own = steps_of(spacing_of(self.grid))
+        if own not in (None, self.steps):
+            raise ValueError(f"the grid {self.grid!r} has {own} steps, got {self.steps}; steps must be the same number")
         if self.steps < 1 or not math.isfinite(self.guidance_scale) or not 0 <= self.eta <= 1:
             raise ValueError("steps must be at least 1, guidance_scale finite and eta in [0, 1]")
 
@@ -240,14 +285,7 @@ def save_model(
         ValueError: if there is something else at ``directory``.
         OSError: if the folder cannot be written.
     """
-    directory = directory.absolute()
-    is_empty = not directory.exists() or (directory.is_dir() and not any(directory.iterdir()))
-    if not is_empty and not (directory / "unstir.json").exists():
-        raise ValueError(f"{directory} exists and is no model folder; give another name for the model")
-    temporary = directory.with_name(f".{directory.name}.new")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with new_folder(directory) as temporary:
         source = weights if weights is not None else cast(nn.Module, model.denoiser.network).state_dict()
         tensors = {name: tensor.detach().to("cpu", dtype) for name, tensor in source.items()}
         write_tensors(temporary / "model.safetensors", tensors)
@@ -263,6 +301,25 @@ def save_model(
         (temporary / "README.md").write_text(card(model), "utf-8")
         if model.taught:
             (temporary / "taught.json").write_text(json.dumps(model.taught, indent=0, ensure_ascii=False), "utf-8")
+
+
+@contextmanager
+def new_folder(directory: Path) -> Generator[Path]:
+    """A folder to fill that takes the place of ``directory`` in one rename, or of nothing where filling it failed.
+
+    Raises:
+        ValueError: if there is something at ``directory`` that unstir did not write.
+        OSError: if the folder cannot be written.
+    """
+    directory = directory.absolute()
+    is_empty = not directory.exists() or (directory.is_dir() and not any(directory.iterdir()))
+    if not is_empty and not (directory / "unstir.json").exists():
+        raise ValueError(f"{directory} exists and is no model folder; give another name for the model")
+    temporary = directory.with_name(f".{directory.name}.new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
         replace_directory(temporary, directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -275,18 +332,8 @@ def load_model(directory: Path) -> Model:
         FileNotFoundError: if it is no model folder.
         ValueError: if a file in it is foreign, corrupt, of another version, or does not belong to the others.
     """
-    description_file = directory / "unstir.json"
-    if not description_file.is_file():
-        raise FileNotFoundError(_not_a_model(directory))
-    description = _migrated(read_json_file(description_file), description_file)
-    training = cast("dict[str, Any]", description.pop("training", {}))
-    if type(training) is not dict:
-        raise ValueError(f"{description_file}: training should be an object, got {training!r:.60}")
-    expected, expected_words = description.pop("checksum", ""), description.pop("tokenizer_checksum", "")
-    try:
-        config = from_dict(ModelConfig, description)
-    except ValueError as error:
-        raise ValueError(f"{description_file}: {error}") from None
+    written = read_description(directory, "model", ModelConfig)
+    config, expected_words = written.config, written.tokenizer_checksum
     try:
         tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     except Exception as error:  # tokenizers raises bare Exceptions
@@ -295,16 +342,9 @@ def load_model(directory: Path) -> Model:
         raise ValueError(
             f"{directory / 'tokenizer.json'} is not this model's own, or damaged; copy the model folder again"
         )
-    weights = directory / "model.safetensors"
-    if not weights.is_file():
-        raise FileNotFoundError(f"{directory} has no model.safetensors: the model folder is not complete")
-    checksum = checksum_of(weights)
-    if expected and checksum != expected:
-        raise ValueError(
-            f"{weights} is damaged: its checksum is not the one in unstir.json; copy the model folder again"
-        )
+    weights, checksum = checked_weights(directory, written.checksum)
     with torch.random.fork_rng(devices=[]):  # loading a model must not move anybody's random stream
-        model = build(config, WordReader(tokenizer, config.network.text.max_tokens), training=training)
+        model = build(config, WordReader(tokenizer, config.network.text.max_tokens), training=written.training)
     load_weights(cast(nn.Module, model.denoiser.network), weights)
     model.denoiser.eval().requires_grad_(False)
     taught = directory / "taught.json"
@@ -313,6 +353,71 @@ def load_model(directory: Path) -> Model:
         taught=tuple(json.loads(taught.read_text("utf-8"))) if taught.is_file() else (),
         checksum=checksum,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description(Generic[T]):
+    """What an ``unstir.json`` says.
+
+    Args:
+        config: what is described.
+        training: how it was trained, for people to read.
+        checksum: sha256 that the weights file should have; empty where none is written.
+        tokenizer_checksum: of the tokenizer, likewise.
+    """
+
+    config: T
+    training: dict[str, Any]
+    checksum: str
+    tokenizer_checksum: str
+
+
+def read_description(directory: Path, kind: str, cls: type[T]) -> Description[T]:
+    """What the ``unstir.json`` of a folder says; a folder of another kind is refused.
+
+    Args:
+        directory: a folder that unstir wrote.
+        kind: a name of ``KINDS``; what says none is a model.
+        cls: the configuration of that kind.
+
+    Raises:
+        FileNotFoundError: if it is no folder of unstir's.
+        ValueError: if the file is foreign, corrupt, of another version or of another kind.
+    """
+    file = directory / "unstir.json"
+    if not file.is_file():
+        raise FileNotFoundError(_not_a_model(directory))
+    description = _migrated(read_json_file(file), file)
+    found = str(description.pop("kind", "model"))
+    if found != kind:
+        raise ValueError(f"{directory} holds {KINDS.get(found, found)}, not {KINDS[kind]}; give the folder of one")
+    training = cast("dict[str, Any]", description.pop("training", {}))
+    if type(training) is not dict:
+        raise ValueError(f"{file}: training should be an object, got {training!r:.60}")
+    checksum, words = description.pop("checksum", ""), description.pop("tokenizer_checksum", "")
+    try:
+        config = from_dict(cls, description)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    return Description(config=config, training=training, checksum=checksum, tokenizer_checksum=words)
+
+
+def checked_weights(directory: Path, expected: str) -> tuple[Path, str]:
+    """The weights file of a folder, and its checksum, which is the expected one where one is expected.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is damaged.
+    """
+    weights = directory / "model.safetensors"
+    if not weights.is_file():
+        raise FileNotFoundError(f"{directory} has no model.safetensors: the model folder is not complete")
+    checksum = checksum_of(weights)
+    if expected and checksum != expected:
+        raise ValueError(
+            f"{weights} is damaged: its checksum is not the one in unstir.json; copy the model folder again"
+        )
+    return weights, checksum
 
 
 def load_weights(network: nn.Module, path: Path) -> None:

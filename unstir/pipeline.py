@@ -9,29 +9,49 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack, cast
 
 import numpy
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from unstir.classifier import Classifier, load_classifier
+from unstir.condition import Condition
+from unstir.conditioning.text import Cut
+from unstir.conditioning.weights import weighted
 from unstir.config import choose
 from unstir.data.transforms import to_bytes
 from unstir.device import autocast, resolve_device, resolve_precision
+from unstir.diffusion.blending import between, slerp
 from unstir.diffusion.denoiser import Denoiser
-from unstir.diffusion.guidance import clip, corrected, extrapolate, guided
 from unstir.diffusion.noise import KeyedNoise
-from unstir.diffusion.process import Estimate
-from unstir.diffusion.samplers import DDIM, SAMPLERS, sample
-from unstir.diffusion.schedule import Level
-from unstir.diffusion.spacing import SPACINGS
-from unstir.model import Model, load_model
-from unstir.typing import X
+from unstir.diffusion.process import Estimate, GaussianProcess, Process
+from unstir.diffusion.samplers import DDIM, SAMPLERS, encode, sample
+from unstir.diffusion.schedule import Level, Tabulated
+from unstir.diffusion.spacing import SPACINGS, below
+from unstir.diffusion.tiling import seamless
+from unstir.editing import (
+    Album,
+    Blend,
+    Canvas,
+    Edit,
+    Given,
+    Way,
+    asked,
+    canvas_of,
+    canvas_size,
+    read_picture,
+    referred,
+    shares,
+)
+from unstir.model import Model, load_model, spacing_of, steps_of
+from unstir.steering import TILTED, Steering, Told, denoiser_of, process_of, require_fit
+from unstir.typing import X, floats
 
 MAX_SEED = 2**32 - 1
 MAX_STEPS = 1000
@@ -40,7 +60,8 @@ BATCH = 8
 """Pictures drawn in one network call, unless the request says otherwise."""
 
 BUILTIN = Path(__file__).parent / "builtin"
-_START, _STEPS = 0, 1  # sub-keys of a picture's randomness
+SYNTAXES = ("plain", "weighted")
+_START, _STEPS, _CODEC = 0, 1, 2  # sub-keys of a picture's randomness
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,32 +71,42 @@ class Request:
     Args:
         prompt: what to draw.
         negative: what to move away from, in the place of the learned null; empty for none.
+        syntax: of prompt and negative, a name of ``SYNTAXES``: plain words, or weighted ones that may also be long.
         seed: of this picture, 0 to 2^32 - 1; with the other fields it decides the picture.
         steps: network evaluations.
         sampler: a name of ``SAMPLERS``.
-        grid: a name of ``SPACINGS``.
+        grid: as ``spacing_of`` reads it: a name of ``SPACINGS``, sections, or times.
         guidance_scale: 1 is none.
         guidance_interval: log-SNR between which guidance acts; None is everywhere.
+        steering: the kind of guidance, and what else leads the way.
         eta: for DDIM, how much fresh noise.
         width: of the picture, in pixels.
         height: of the picture, in pixels.
         precision: inside the network, ``float32`` or ``bf16``.
+        edit: the picture that it starts from, and what is done to it; None starts from noise.
+        blend: where between two pictures or prompts it is; None is at this end.
+        tile: whether right meets left and bottom meets top, for four times the work.
         row: which of ``rows`` pictures drawn together this is; only rounding depends on it.
         rows: how many pictures were drawn together.
     """
 
     prompt: str
     negative: str = ""
+    syntax: str = "plain"
     seed: int
     steps: int
     sampler: str
     grid: str
     guidance_scale: float
     guidance_interval: tuple[float, float] | None = None
+    steering: Steering = field(default_factory=Steering)
     eta: float = 0.0
     width: int
     height: int
     precision: str = "float32"
+    edit: Edit | None = None
+    blend: Blend | None = None
+    tile: bool = False
     row: int = 0
     rows: int = 1
 
@@ -84,15 +115,30 @@ class Settings(TypedDict, total=False):
     """The fields of a ``Request`` that a call may leave to the model; None leaves them too."""
 
     negative: str | None
+    syntax: str | None
     steps: int | None
     sampler: str | None
     grid: str | None
     guidance_scale: float | None
     guidance_interval: tuple[float, float] | None
+    steering: Steering | None
     eta: float | None
     width: int | None
     height: int | None
     precision: str | None
+    edit: Edit | None
+    blend: Blend | None
+    tile: bool | None
+
+
+class Editing(Settings, total=False):
+    """What an edit may be told beside, with the fields of ``Edit``; None leaves its default."""
+
+    mask: Given | None
+    strength: float | None
+    resample: int | None
+    extend: tuple[int, int, int, int] | None
+    fit: str | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -147,6 +193,8 @@ class Pipeline:
         self.device = resolve_device(device)
         self.precision = resolve_precision("float32" if precision == "auto" else precision, self.device)
         model.denoiser.to(self.device)
+        self._weak: dict[str, Model] = {}
+        self._classifiers: dict[str, Classifier] = {}
 
     def request(
         self,
@@ -183,7 +231,9 @@ class Pipeline:
         said = {key: value for key, value in settings.items() if value is not None}
         if said.get("precision") == "auto":
             said["precision"] = self.precision
-        return self.check(replace(base, **said))
+        if "grid" in said and "steps" not in said:
+            said["steps"] = steps_of(spacing_of(str(said["grid"]))) or defaults.steps
+        return self._with_weights(self.check(replace(base, **said)))
 
     def check(self, request: Request) -> Request:
         """The request, if this model can draw it.
@@ -191,37 +241,104 @@ class Pipeline:
         Raises:
             ValueError: if it cannot, saying what was given, what is expected and what to do.
         """
-        if not request.prompt.strip():
+        choose(request.syntax, SYNTAXES, "prompt syntax")
+        texts = [request.prompt, request.negative]
+        if request.syntax == "weighted":
+            texts = ["".join(piece for piece, _ in weighted(text)) for text in texts]
+        if not texts[0].strip():
             raise ValueError('the prompt is empty; say what to draw, for instance "a red heart"')
         if not _is_whole(request.seed) or not 0 <= request.seed <= MAX_SEED:
             raise ValueError(f"seed must be a whole number from 0 to {MAX_SEED}, got {request.seed}")
         if not _is_whole(request.steps) or not 1 <= request.steps <= MAX_STEPS:
             raise ValueError(f"steps must be a whole number from 1 to {MAX_STEPS}, got {request.steps}")
         choose(request.sampler, SAMPLERS, "sampler")
-        choose(request.grid, SPACINGS, "grid")
+        self._check_grid(request.grid, request.steps)
         if self.model.config.process == "binomial" and request.sampler != "ancestral":
             raise ValueError(f"this model draws bits, which {request.sampler} cannot; use --sampler ancestral")
-        if not math.isfinite(request.guidance_scale) or abs(request.guidance_scale) > 100:
-            raise ValueError(f"guidance must be a number between -100 and 100, got {request.guidance_scale}")
-        if request.guidance_scale != 1 and self.model.config.condition_drop == 0:
-            raise ValueError("this model was trained without dropped captions and cannot be guided; use --guidance 1")
-        interval = request.guidance_interval
-        if interval is not None and (len(interval) != 2 or not interval[0] < interval[1]):
-            raise ValueError(f"a guidance interval runs from low to high log-SNR, got {request.guidance_interval}")
+        self._check_guidance(request)
         DDIM(eta=request.eta)
         if request.eta and request.sampler != "ddim":
             raise ValueError(f"eta belongs to the sampler ddim, got sampler {request.sampler} with eta {request.eta}")
-        self._check_size(request.width, request.height)
+        self._check_edit(request)
+        remedy = (
+            "leave --size out" if request.edit is None else "bring the picture to that with --fit crop or --fit pad"
+        )
+        self._check_size(request.width, request.height, remedy)
         if not 0 <= request.row < request.rows <= MAX_ROWS:
             raise ValueError(f"row must be below rows, got {request.row} of {request.rows}")
         resolve_precision(request.precision, self.device)
         return request
 
-    def _check_size(self, width: int, height: int) -> None:
+    def _check_guidance(self, request: Request) -> None:
+        if not math.isfinite(request.guidance_scale) or abs(request.guidance_scale) > 100:
+            raise ValueError(f"guidance must be a number between -100 and 100, got {request.guidance_scale}")
+        if request.guidance_scale != 1 and self.model.config.condition_drop == 0 and not request.steering.weak:
+            raise ValueError("this model was trained without dropped captions and cannot be guided; use --guidance 1")
+        interval = request.guidance_interval
+        if interval is not None and (len(interval) != 2 or not interval[0] < interval[1]):
+            raise ValueError(f"a guidance interval runs from low to high log-SNR, got {request.guidance_interval}")
+        weak, classifier = self._others(request.steering)
+        require_fit(self.model, request.steering, weak=weak, classifier=classifier)
+        if classifier is not None:
+            classifier.class_of(request.prompt)
+
+    def _others(self, steering: Steering) -> tuple[Model | None, Classifier | None]:
+        """The weak model and the classifier that are named, each loaded once."""
+        if steering.weak and steering.weak not in self._weak:
+            weak = load_model(locate_model(steering.weak))
+            weak.denoiser.to(self.device)
+            self._weak[steering.weak] = weak
+        if steering.classifier and steering.classifier not in self._classifiers:
+            classifier = load_classifier(locate_model(steering.classifier))
+            classifier.network.to(self.device)
+            self._classifiers[steering.classifier] = classifier
+        return self._weak.get(steering.weak), self._classifiers.get(steering.classifier)
+
+    def _with_weights(self, request: Request) -> Request:
+        """The request with the checksums of the models that it names."""
+        weights = tuple("" if other is None else other.checksum for other in self._others(request.steering))
+        return replace(request, steering=replace(request.steering, weights=weights))
+
+    def _check_grid(self, grid: str, steps: int) -> None:
+        spacing, schedule = spacing_of(grid), self.model.process.schedule
+        own = steps_of(spacing)
+        if own not in (None, steps):
+            raise ValueError(f"the grid {grid!r} has {own} steps, got {steps}; leave --steps out or take another grid")
+        if isinstance(schedule, Tabulated) and steps > schedule.num_steps:
+            raise ValueError(
+                f"this model's chain has {schedule.num_steps} steps, got {steps}; ask for at most as many steps"
+            )
+        if grid not in SPACINGS:
+            spacing(schedule, steps)
+
+    def _check_edit(self, request: Request) -> None:
+        edit, blend = request.edit, request.blend
+        if blend is None:
+            return
+        if edit is not None and (edit.mask is not None or edit.is_extended or edit.strength != 1):
+            raise ValueError("a way between pictures is one of whole pictures; leave mask, extend and strength out")
+        if request.steering.classifier:
+            raise ValueError("a classifier knows one class, and a way between two has none; leave it out")
+        if blend.picture is None:
+            if not blend.prompt.strip():
+                raise ValueError("there is nothing at the other end of the way; give a second picture or prompt")
+            if edit is not None:
+                raise ValueError("a way between prompts starts from noise; give a second picture, or none")
+            return
+        if edit is None:
+            raise ValueError("a way between pictures has two; give the first as the edit's source")
+        if self.model.config.process == "binomial":
+            raise ValueError("this model draws bits, between which there is no way; give two prompts without pictures")
+        if SAMPLERS[request.sampler]().order == 0 or request.eta:
+            raise ValueError(
+                f"a way between pictures is walked without fresh noise, which {request.sampler} adds; take ddim"
+            )
+
+    def _check_size(self, width: int, height: int, remedy: str) -> None:
         size, multiple = self.model.config.size, self.multiple
         network: Any = self.model.denoiser.network
         if network.is_one_size and (width, height) != (size, size):
-            raise ValueError(f"this model draws {size}x{size} pictures, got {width}x{height}; leave --size out")
+            raise ValueError(f"this model draws {size}x{size} pictures, got {width}x{height}; {remedy}")
         if width < multiple or height < multiple or width % multiple or height % multiple:
             raise ValueError(f"width and height must be multiples of {multiple} for this model, got {width}x{height}")
         if width * height > 64 * size * size:
@@ -233,26 +350,34 @@ class Pipeline:
         network: Any = self.model.denoiser.network
         return network.multiple * self.model.config.codec.downsampling
 
-    def run(self, requests: Sequence[Request], *, batch: int = BATCH) -> Iterator[Preview | Result]:
+    def run(
+        self, requests: Sequence[Request], *, batch: int = BATCH, album: Album | None = None
+    ) -> Iterator[Preview | Result]:
         """Draw pictures, in the order of the requests; those that differ only in words and seed are drawn together.
 
         Args:
             requests: as ``request`` makes them. One that says ``rows`` > 1 is drawn alone, at that batch shape, so that
                 a picture that was drawn in company comes out the same to the last bit.
             batch: most pictures drawn together.
+            album: the pictures that the requests name.
 
         Yields:
             Previews after every step, and the results of each batch when it is done.
+
+        Raises:
+            ValueError: as ``check``, or if a picture that a request names is missing or of another size.
         """
+        album = album or {}
         if not 1 <= batch <= MAX_ROWS:
             raise ValueError(f"batch must be from 1 to {MAX_ROWS}, got {batch}")
         for request in requests:
             self.check(request)
-        for group in _groups(requests, batch):
+            _canvases(request, album)
+        for group in _groups(requests, batch, self._shared):
             if len(group) == 1 and group[0].rows > 1:
-                yield from self._draw_alone(group[0])
+                yield from self._draw_alone(group[0], album)
             else:
-                yield from self._draw([replace(r, row=i, rows=len(group)) for i, r in enumerate(group)])
+                yield from self._draw([replace(r, row=i, rows=len(group)) for i, r in enumerate(group)], album)
 
     def sample(
         self,
@@ -298,67 +423,262 @@ class Pipeline:
             )
         return [self.request(p, seed=first + j * n + k, **settings) for j, p in enumerate(prompts) for k in range(n)]
 
-    def _draw_alone(self, request: Request) -> Iterator[Preview | Result]:
+    def edit(
+        self,
+        picture: Given,
+        prompt: str,
+        *,
+        n: int = 1,
+        seed: int | None = None,
+        batch: int = BATCH,
+        **settings: Unpack[Editing],
+    ) -> list[Image.Image]:
+        """A picture drawn anew from one that there is: some of it, or all.
+
+        Args:
+            picture: an image, or the file that holds it.
+            prompt: what to draw.
+            n: pictures to draw.
+            seed: of the first; picture i has seed + i.
+            batch: most pictures drawn together; none depends on it.
+            settings: fields of ``Request`` and of ``Edit`` by name. Without a ``strength`` it is 1 where only a part is
+                painted (``mask``, ``extend``), else ``STRENGTH``. Outside of what is painted the pixels stay the same.
+
+        Raises:
+            FileNotFoundError: if there is no such picture or mask.
+            ValueError: as ``edit_requests``.
+        """
+        requests, album = self.edit_requests(picture, prompt, n=n, seed=seed, **settings)
+        return [item.picture for item in self.run(requests, batch=batch, album=album) if isinstance(item, Result)]
+
+    def edit_requests(
+        self, picture: Given, prompt: str, *, n: int = 1, seed: int | None = None, **settings: Unpack[Editing]
+    ) -> tuple[list[Request], Album]:
+        """The requests of an edit, and the pictures that they name.
+
+        Raises:
+            ValueError: as ``requests``; if a file is no picture or a damaged one, the mask has another size than the
+                picture, or the model cannot draw the picture's size.
+        """
+        rest, own = _split(settings)
+        edit, album = asked(picture, **own)
+        if not edit.fit:
+            size = canvas_size(edit, album)
+            rest["width"], rest["height"] = rest.get("width") or size[0], rest.get("height") or size[1]
+        rest["edit"] = edit
+        requests = self.requests([prompt], n=n, seed=seed, **rest)
+        _canvases(requests[0], album)
+        return requests, album
+
+    def between(
+        self,
+        prompt: str,
+        to_prompt: str = "",
+        *,
+        pictures: tuple[Given, Given] | None = None,
+        frames: int = 8,
+        seed: int | None = None,
+        **settings: Unpack[Editing],
+    ) -> list[Image.Image]:
+        """The way from one prompt to another, from one picture to another, or from one of both to the other.
+
+        Args:
+            prompt: of the first.
+            to_prompt: of the last; empty for the same.
+            pictures: the first and the last; None draws both ends from noise, the same for all frames.
+            frames: pictures on the way, both ends included.
+            seed: of all of them.
+            settings: fields of ``Request`` by name, and ``fit``. Between pictures the defaults are ``ddim``,
+                ``trailing`` and no guidance: the ends are encoded into noise, and come out of it best so.
+
+        Raises:
+            FileNotFoundError: if there is no such picture.
+            ValueError: as ``between_requests``.
+        """
+        requests, album = self.between_requests(
+            prompt, to_prompt, pictures=pictures, frames=frames, seed=seed, **settings
+        )
+        return [item.picture for item in self.run(requests, album=album) if isinstance(item, Result)]
+
+    def between_requests(
+        self,
+        prompt: str,
+        to_prompt: str = "",
+        *,
+        pictures: tuple[Given, Given] | None = None,
+        frames: int = 8,
+        seed: int | None = None,
+        **settings: Unpack[Editing],
+    ) -> tuple[list[Request], Album]:
+        """The requests of a way, and the pictures that they name.
+
+        Raises:
+            ValueError: as ``requests``; if frames < 2, there is no other end, the pictures differ in size, or the model
+                cannot draw it.
+        """
+        rest, own = _split(settings)
+        blend, album = Blend(share=0.0, prompt=to_prompt), cast("Album", {})
+        if pictures is None and own:
+            raise ValueError(f"{min(own)} belongs to pictures, and there is none; give two, or leave it out")
+        if pictures is not None:
+            own["strength"] = own.get("strength", 1.0)
+            edit, album = asked(pictures[0], **own)
+            blend = replace(blend, picture=referred(read_picture(pictures[1]), pictures[1], album))
+            if not edit.fit:
+                rest["width"], rest["height"] = canvas_size(edit, album)
+            rest = cast(
+                "Settings", {"sampler": "ddim", "grid": "trailing", "guidance_scale": 1.0, **rest, "edit": edit}
+            )
+        rest["blend"] = blend
+        first = self.requests([prompt], seed=seed, **rest)[0]
+        _canvases(first, album)
+        return [replace(first, blend=replace(blend, share=share)) for share in shares(frames)], album
+
+    def _draw_alone(self, request: Request, album: Album) -> Iterator[Preview | Result]:
         """One picture at the batch shape that it was once drawn in, with copies of itself for company."""
         results: list[Result] = []
-        for item in self._draw([request] * request.rows):
+        for item in self._draw([request] * request.rows, album):
             if isinstance(item, Preview):
                 yield replace(item, pictures=item.pictures[request.row : request.row + 1])
             else:
                 results.append(item)
         yield results[request.row]
 
-    def _draw(self, requests: Sequence[Request]) -> Iterator[Preview | Result]:
+    def _draw(self, requests: Sequence[Request], album: Album) -> Iterator[Preview | Result]:
         started = time.perf_counter()
         ask = requests[0]
-        model, process = self.model, self.model.process
-        denoise, cuts = self._denoiser(requests)
+        canvases = _canvases(ask, album)
+        if ask.edit is not None and (canvases[0].is_kept or ask.edit.strength == 0):
+            yield from _untouched(requests, canvases[0])
+            return
         noise = KeyedNoise.from_seeds([request.seed for request in requests])
-        scale = model.config.codec.downsampling
-        like = torch.zeros(len(requests), model.config.codec.latent_channels, ask.height // scale, ask.width // scale)
-        start = process.prior(like.to(self.device)).sample(noise.at(_START))
-        times = SPACINGS[ask.grid](process.schedule, ask.steps)
-        sampler: Any = DDIM(eta=ask.eta) if ask.sampler == "ddim" else SAMPLERS[ask.sampler]()
-        x = start
-        for step in sample(sampler, denoise, process, start, times, noise.at(_STEPS)):
+        way, walked, cuts = self._way(requests, canvases, noise)
+        x = way.x
+        for step in sample(way.sampler, way.denoise, walked, way.x, way.times, noise.at(_STEPS)):
             x = step.x
             if step.belief is not None and step.index < ask.steps:
                 yield Preview(index=step.index, steps=ask.steps, pictures=self._decode(step.belief.x0))
         pictures = self._decode(x)
         if not bool(torch.isfinite(pictures).all()):
             raise ArithmeticError("the picture is not finite; try --precision float32, fewer steps or less guidance")
+        drawn = to_bytes(pictures).cpu()
+        if ask.edit is not None and ask.blend is None:
+            drawn = canvases[0].restored(drawn)
         seconds = (time.perf_counter() - started) / len(requests)
-        for request, picture in zip(requests, to_bytes(pictures).cpu().numpy(), strict=True):
-            told = [str(cut) for cut in cuts if cut.prompt in (request.prompt, request.negative)]
+        for request, picture in zip(requests, drawn, strict=True):
+            longer = "" if request.syntax == "weighted" else "; --prompt-syntax weighted reads longer ones"
+            told = [f"{cut}{longer}" for cut in cuts if cut.prompt in _words(request)]
             if request.negative and request.guidance_scale == 1:
                 told.append("the negative prompt has no influence at guidance 1")
-            image = Image.fromarray(numpy.ascontiguousarray(picture.transpose(1, 2, 0)))
-            yield Result(request=request, picture=image, seconds=seconds, warnings=tuple(dict.fromkeys(told)))
+            if request.steering.needs_scale and request.guidance_scale == 1:
+                told.append("the kind of guidance has no influence at guidance 1")
+            warnings = tuple(dict.fromkeys(told))
+            yield Result(request=request, picture=to_image(picture), seconds=seconds, warnings=warnings)
 
-    def _denoiser(self, requests: Sequence[Request]) -> tuple[Denoiser, list[Any]]:
+    def _way(
+        self, requests: Sequence[Request], canvases: Sequence[Canvas], noise: KeyedNoise
+    ) -> tuple[Way, Process, list[Cut]]:
+        """From where, over which times and in which belief these are drawn; the process that is walked; cut prompts."""
+        ask, config, process = requests[0], self.model.config, self.model.process
+        edit, blend, scale = ask.edit, ask.blend, config.codec.downsampling
+        denoise, walked, cuts = self._denoiser(requests)
+        share = torch.tensor([0.0 if r.blend is None else r.blend.share for r in requests], dtype=torch.float64)
+        if blend is not None and blend.prompt:
+            other, _, more = self._denoiser([replace(r, prompt=blend.prompt) for r in requests])
+            denoise, cuts = between(process, denoise, other, share), cuts + more
+        like = torch.zeros(len(requests), config.codec.latent_channels, ask.height // scale, ask.width // scale)
+        spacing = spacing_of(ask.grid)
+        times = (spacing if edit is None else below(spacing, edit.strength))(process.schedule, ask.steps)
+        way = Way(
+            x=process.prior(like.to(self.device)).sample(noise.at(_START)) * _size_at(process, times[0]),
+            times=times,
+            denoise=seamless(denoise) if ask.tile else denoise,
+            sampler=DDIM(eta=ask.eta) if ask.sampler == "ddim" else SAMPLERS[ask.sampler](),
+        )
+        if edit is not None and blend is None:
+            way = way.upon(canvases[0], edit, process, self._encode(canvases, len(requests), noise), noise.at(_START))
+        elif edit is not None:
+            first, last = self._ends(ask, canvases, times)
+            way = replace(way, x=slerp(first.expand_as(way.x), last.expand_as(way.x), share))
+        return way, walked, cuts
+
+    def _encode(self, canvases: Sequence[Canvas], rows: int, noise: KeyedNoise) -> Tensor:
+        units = torch.cat([canvas.units() for canvas in canvases]).expand(rows, -1, -1, -1)
+        with torch.no_grad():
+            return self.model.config.codec.encode(units.to(self.device), noise.at(_CODEC))
+
+    def _ends(self, ask: Request, canvases: Sequence[Canvas], times: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """The noises that two pictures come from, each under its prompt; always encoded as a batch of these two."""
+        assert ask.blend is not None
+        two = [replace(ask, blend=None), replace(ask, prompt=ask.blend.prompt or ask.prompt, blend=None)]
+        denoise, _, _ = self._denoiser(two)
+        denoise = seamless(denoise) if ask.tile else denoise
+        x = self._encode(canvases, 2, KeyedNoise.from_seeds([ask.seed, ask.seed]))
+        for step in encode(denoise, cast("Any", self.model.process), x, times[::-1]):
+            x = step.x
+        return x[:1], x[1:]
+
+    def _denoiser(self, requests: Sequence[Request]) -> tuple[Denoiser, Process, list[Cut]]:
         model, ask = self.model, requests[0]
         precision = resolve_precision(ask.precision, self.device)
-        correct = [clip()] if model.config.sampling.clip else []
-        strong, cuts = model.reader.read([request.prompt for request in requests])
-        strong = strong.map(lambda tensor: tensor.to(self.device))
         with autocast(self.device, precision):
-            if ask.guidance_scale == 1:
-                inner = corrected(model.denoiser.given(strong), *correct)
-            else:
-                weak = strong.null()
-                if ask.negative:
-                    weak, more = model.reader.read([request.negative for request in requests])
-                    weak, cuts = weak.map(lambda tensor: tensor.to(self.device)), cuts + more
-                pair = model.denoiser.given_pair(strong, weak)
-                inner = guided(
-                    pair, extrapolate(model.process, ask.guidance_scale), *correct, interval=ask.guidance_interval
-                )
+            told, cuts = self._told(requests)
+            inner = denoiser_of(model, ask.steering, told)
 
         def denoise(x_t: X, level: Level, previous: X | None = None) -> Estimate:
             with autocast(self.device, precision):
                 return inner(x_t, level, previous)
 
-        return denoise, cuts
+        return denoise, process_of(model, ask.steering, told), cuts
+
+    def _told(self, requests: Sequence[Request]) -> tuple[Told, list[Cut]]:
+        model, ask = self.model, requests[0]
+        is_guided = ask.guidance_scale != 1
+        num_parts = self._num_parts(ask)
+        strong, cuts = self._read(model, ask, [request.prompt for request in requests], num_parts)
+        told = Told(
+            strong=strong,
+            scale=ask.guidance_scale,
+            interval=ask.guidance_interval,
+            is_tilted=ask.sampler in TILTED,
+        )
+        if ask.negative and is_guided:
+            weak, more = self._read(model, ask, [request.negative for request in requests], num_parts)
+            told, cuts = replace(told, weak=weak), cuts + more
+        other, classifier = self._others(ask.steering)
+        if other is not None and is_guided:
+            words, _ = self._read(other, ask, [request.negative or request.prompt for request in requests], num_parts)
+            told = replace(told, other=other.denoiser.given(words))
+        if classifier is not None:
+            classes = torch.tensor([classifier.class_of(request.prompt) for request in requests]).to(self.device)
+
+            def log_likelihood(x_t: X, level: Level) -> Float[Tensor, "b"]:
+                return classifier.log_prob(x_t, level, classes)
+
+            told = replace(told, log_likelihood=log_likelihood)
+        return told, cuts
+
+    def _read(self, model: Model, ask: Request, texts: Sequence[str], num_parts: int) -> tuple[Condition, list[Cut]]:
+        """What a model is told by texts in the syntax of a request, on the device."""
+        if ask.syntax == "weighted":
+            read, cuts = model.reader.read_weighted(texts, num_parts=num_parts)
+        else:
+            read, cuts = model.reader.read(texts)
+        return read.map(lambda tensor: tensor.to(self.device)), cuts
+
+    def _num_parts(self, request: Request) -> int:
+        """The parts that its longest text is read in; its others are padded to as many."""
+        if request.syntax == "plain":
+            return 1
+        return max(self.model.reader.num_parts(text) for text in (request.prompt, request.negative))
+
+    def _shared(self, request: Request) -> tuple[Request, int]:
+        """What requests must have in common to be drawn together."""
+        # Whether there is a negative prompt decides which network calls are made, so it is part of the settings; and
+        # the number of parts decides their shape, on which rounding depends.
+        blend = None if request.blend is None else replace(request.blend, share=0.0)
+        alike = replace(request, prompt="", negative="x" if request.negative else "", seed=0, blend=blend)
+        return alike, self._num_parts(request)
 
     def _decode(self, latents: Tensor) -> Tensor:
         with torch.no_grad():
@@ -389,24 +709,64 @@ def locate_model(name: str | Path) -> Path:
     return path / "model" if not (path / "unstir.json").exists() and (path / "model" / "unstir.json").exists() else path
 
 
+def _size_at(process: Process, t: float) -> float:
+    """How large pure noise at time t is, in units of that at t = 1, where all grids but legacy ones start.
+
+    The prior's size there is that of spoiled data of unit variance; nothing of the data is in it, which is the flaw of
+    grids that start below t = 1.
+    """
+    if t == 1 or not isinstance(process, GaussianProcess):
+        return 1.0
+    ends = process.schedule.at(torch.tensor([t, 1.0], dtype=torch.float64))
+    here, end = floats(torch.hypot(ends.alpha, ends.sigma))
+    return here / end
+
+
+def to_image(pixels: UInt8[Tensor, "3 h w"]) -> Image.Image:
+    """A picture of its pixels."""
+    return Image.fromarray(numpy.ascontiguousarray(pixels.numpy().transpose(1, 2, 0)))
+
+
+def _canvases(request: Request, album: Album) -> tuple[Canvas, ...]:
+    """What a request is drawn upon: nothing, a picture, or the two that it lies between."""
+    edit, blend = request.edit, request.blend
+    if edit is None:
+        return ()
+    ends = [edit] if blend is None or blend.picture is None else [edit, replace(edit, source=blend.picture)]
+    return tuple(canvas_of(end, album, request.width, request.height) for end in ends)
+
+
+def _untouched(requests: Sequence[Request], canvas: Canvas) -> Iterator[Result]:
+    """The pictures that come out as they went in."""
+    told = "the mask paints nothing" if canvas.is_kept else "at strength 0 nothing is drawn"
+    for request in requests:
+        warnings = (f"{told}: the picture is as it was",)
+        yield Result(request=request, picture=to_image(canvas.pixels), seconds=0.0, warnings=warnings)
+
+
+def _words(request: Request) -> tuple[str, ...]:
+    return request.prompt, request.negative, "" if request.blend is None else request.blend.prompt
+
+
+def _split(settings: Editing) -> tuple[Settings, Any]:
+    """The fields of a request, and those of an edit that are said."""
+    own = {"mask", "strength", "resample", "extend", "fit"}
+    said = {key: value for key, value in settings.items() if value is not None}
+    rest = {key: value for key, value in said.items() if key not in own}
+    return cast("Settings", rest), {key: value for key, value in said.items() if key in own}
+
+
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _groups(requests: Sequence[Request], batch: int) -> Iterator[list[Request]]:
+def _groups(requests: Sequence[Request], batch: int, shared: Callable[[Request], object]) -> Iterator[list[Request]]:
     group: list[Request] = []
     for request in requests:
         is_alone = request.rows > 1
-        if group and (
-            is_alone or len(group) == batch or group[0].rows > 1 or _settings(group[0]) != _settings(request)
-        ):
+        if group and (is_alone or len(group) == batch or group[0].rows > 1 or shared(group[0]) != shared(request)):
             yield group
             group = []
         group.append(request)
     if group:
         yield group
-
-
-def _settings(request: Request) -> Request:
-    # Whether there is a negative prompt decides which network calls are made, so it is part of the settings.
-    return replace(request, prompt="", negative="x" if request.negative else "", seed=0)

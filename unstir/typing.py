@@ -69,3 +69,7 @@ class Noise(Protocol):
     def uniform(self, like: X) -> X:
         """Numbers uniform in [0, 1), in the same way."""
         ...
+
+    def brownian(self, s: float, t: float, like: X) -> X:
+        """W(t) - W(s) of one Brownian path on [0, 1] a sample, the same path whichever times it is asked at."""
+        ...

@@ -15,10 +15,19 @@ from unstir.cli.app import app, main
 # Every option of every verb. Adding one edits this list, in sight of whoever reads the change.
 OPTIONS = {
     "sample": (
-        "PROMPTS --model -n --number --seed --steps --sampler --guidance --guidance.interval --negative --size --grid "
+        "PROMPTS --model -n --number --seed --steps --sampler --guidance --guidance.interval --guidance.method "
+        "--guidance.rescale --guidance.view --guidance.threshold --guidance.weak --guidance.classifier "
+        "--guidance.classifier-scale --negative --prompt-syntax --size --tile --grid "
         "--eta -o --output --batch --device --precision --metadata --no-metadata --json"
     ),
-    "redo": "--picture -o --output --model --device --json",
+    "edit": (
+        "--picture --prompt --mask --strength --extend --resample --fit --size -n --number --variations --between "
+        "--to-prompt --frames --seed --tile --steps --sampler --guidance --guidance.interval --guidance.method "
+        "--guidance.rescale --guidance.view --guidance.threshold --guidance.weak --guidance.classifier "
+        "--guidance.classifier-scale --negative --prompt-syntax --grid --eta --model -o --output --batch --device "
+        "--precision --metadata --no-metadata --json"
+    ),
+    "redo": "--picture -o --output --model --source --mask --between --device --json",
     "check": "--data --recipe --captions --seed --json",
     "train": (
         "--recipe --data --out --resume --from --images --batch --seed --checkpoint-every --captions "
@@ -33,6 +42,8 @@ OPTIONS = {
     "verify": "--target --only --json",
     "data emoji": "--directory --size --language --json",
     "data describe": "--directory --size --seed --limit --captions --sheet --json",
+    "bench solvers": "--dimensions --calls --starts --seed --schedule --quick --plot --json",
+    "bench sample": "--quick --json",
 }
 
 Call = Callable[..., tuple[int, str, str]]
@@ -57,11 +68,11 @@ def test_the_options_are_these(verb: str) -> None:
     place = app
     for part in verb.split():
         place = place[part]
-    names = [name for argument in place.assemble_argument_collection() for name in argument.names]
+    names = [name for argument in place.assemble_argument_collection() for name in argument.names if name != "*"]
     assert sorted(names) == sorted(OPTIONS[verb].split())
 
 
-@pytest.mark.parametrize("verb", [*OPTIONS, "data"])
+@pytest.mark.parametrize("verb", [*OPTIONS, "data", "bench"])
 def test_help_explains_with_an_example(call: Call, verb: str) -> None:
     status, out, err = call(*verb.split(), "--help")
     assert (status, err) == (0, "")
@@ -105,6 +116,10 @@ def test_the_version_is_the_packages(call: Call) -> None:
         ["data", "emoji", "x", "--size", "big"],
         ["data", "describe"],
         ["data", "describe", "x", "--size", "2.5"],
+        ["bench"],
+        ["bench", "kittens"],
+        ["bench", "solvers", "--starts", "2.5"],
+        ["bench", "sample", "extra"],
         ["check"],
         ["check", "x", "tiny", "extra"],
     ],
@@ -113,7 +128,7 @@ def test_the_version_is_the_packages(call: Call) -> None:
 def test_words_that_the_command_line_does_not_know(call: Call, tmp_path, monkeypatch, arguments: list[str]) -> None:
     monkeypatch.chdir(tmp_path)
     status, out, err = call(*arguments)
-    if arguments == ["data"]:  # a verb of verbs shows its help
+    if arguments in (["data"], ["bench"]):  # a verb of verbs shows its help
         assert status == 0
         return
     assert (status, out) == (2, "")

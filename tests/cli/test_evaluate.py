@@ -308,7 +308,7 @@ BAD = {
     "draws": ["--draws", "0"],
     "steps": ["--steps", "0"],
     "sampler": ["--sampler", "dpm2"],
-    "grid": ["--grid", "karras"],
+    "grid": ["--grid", "karass"],
     "guidance": ["--guidance", "nan"],
     "sheet": ["--sheet", "sheet.gif"],
     "sheet nowhere": ["--sheet", "nowhere/sheet.png"],

@@ -65,6 +65,7 @@ OPTIONS = [
     ["--sampler", "ancestral", "--steps", "4"],
     ["--sampler", "ddim", "--eta", "0.7", "--negative", "blue"],
     ["--guidance.interval=-3,5", "--grid", "uniform_log_snr"],
+    ["--prompt-syntax", "weighted", "--negative", "a (blue:0.5) hat"],
 ]
 
 
@@ -73,7 +74,7 @@ def test_pictures_drawn_in_company_come_out_the_same_to_the_bit(
     call: Call, models: tuple[Path, Path], tmp_path: Path, options: list[str]
 ) -> None:
     """Five prompts of different lengths in one batch, each drawn again alone."""
-    prompts = ["red", "a blue cat with a red hat", "cat", "🍕", "blue, red, blue, red"]
+    prompts = ["red", "a (blue) cat with a red hat", "cat", "🍕", "blue, red, [blue], red"]
     arguments = ["sample", *prompts, "--seed", 100, "--batch", 5, "--model", models[0], "-o", "p/", *options]
     assert call(*arguments)[0] == 0
     for path in sorted((tmp_path / "p").iterdir()):

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from unstir.cli.sample import parse_interval, parse_size
+from unstir.cli.options import parse_interval, parse_size
 from unstir.conditioning.text import WordReader
 from unstir.metadata import read_recipe
 from unstir.model import ModelConfig, SamplingDefaults, build, save_model

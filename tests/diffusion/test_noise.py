@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy
 import pytest
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unstir.diffusion.noise import BlockNoise, KeyedNoise, OffsetNoise
+from unstir.diffusion.noise import BlockNoise, KeyedNoise, OffsetNoise, StepNoise
 from unstir.typing import Noise
 from unstir.verify.oracles import GivenNoise, kolmogorov
 
@@ -271,3 +272,124 @@ def test_offsets_of_rows_and_sub_keys() -> None:
     assert torch.equal(noise.rows(slice(1, 2)).normal(like[1:2]), noise.normal(like)[1:2])
     assert noise.at(3) == OffsetNoise(base=noise.base.at(3), strength=0.7)
     assert noise.at(3).rows(slice(0, 2)) == noise.rows(slice(0, 2)).at(3)
+
+
+# Brownian paths.
+
+TIMES = st.floats(0, 1)
+
+
+@given(st.sampled_from(["keyed", "block", "offset"]), TIMES, TIMES, TIMES)
+def test_increments_of_a_path_add_up(kind: str, s: float, u: float, t: float) -> None:
+    """W(s -> u) + W(u -> t) = W(s -> t), and there and back is nothing, whatever the order of times."""
+    keyed = KeyedNoise.from_seeds([1, 2])
+    noise = {"keyed": keyed, "block": BlockNoise(key=(3,), count=2), "offset": OffsetNoise(base=keyed)}[kind]
+    like = torch.zeros(2, 3, 4, dtype=torch.float64)
+    parts = noise.brownian(s, u, like) + noise.brownian(u, t, like)
+    torch.testing.assert_close(parts, noise.brownian(s, t, like), rtol=0, atol=1e-13)
+    assert torch.equal(noise.brownian(s, t, like), -noise.brownian(t, s, like))
+
+
+GRIDS = {
+    "whole": (0.0, 1.0),
+    "uneven": (0.0, 0.1, 0.15, 0.7, 0.93, 1.0),
+    "dyadic": (0.0, 0.25, 0.5, 1.0),
+    "short": (0.3, 0.3 + 1e-6, 0.3 + 3e-6, 0.3001),
+    "near the data": (0.0, 2e-7, 1e-6, 1e-5, 1e-3),
+}
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+@pytest.mark.parametrize("seed", [5, 6])
+def test_increments_are_independent_with_the_variance_of_their_length(grid: tuple[float, ...], seed: int) -> None:
+    """In units of sqrt(t - s), increments are standard normal numbers (Kolmogorov), of variance 1 and uncorrelated (4.5
+    standard errors), down to steps of a few times the resolution.
+    """
+    count = 10_000
+    like, noise = torch.zeros(1, count, dtype=torch.float64), KeyedNoise.from_seeds([seed])
+    steps = [noise.brownian(s, t, like)[0] / math.sqrt(t - s) for s, t in pairwise(grid)]
+    for z in steps:
+        assert z.square().mean().item() == pytest.approx(1, abs=4.5 * math.sqrt(2 / count))
+        assert kolmogorov(torch.special.ndtr(z)) < LIMIT
+    if len(steps) > 1:
+        correlation = numpy.corrcoef(torch.stack(steps).numpy())
+        assert numpy.abs(correlation[~numpy.eye(len(steps), dtype=bool)]).max() < 4.5 / math.sqrt(count)
+
+
+def test_every_grid_sees_the_same_path() -> None:
+    """W at a time is the same number whether it is reached in one step, in 7 or in 64, in float32 to its rounding."""
+    noise, like = KeyedNoise.from_seeds([1, 2]), torch.zeros(2, 5)
+    whole = noise.brownian(0.1, 0.8, like)
+    for count in (7, 64):
+        times = [0.1 + 0.7 * i / count for i in range(count)] + [0.8]
+        steps = sum(noise.brownian(s, t, like) for s, t in pairwise(times))
+        torch.testing.assert_close(steps, whole, rtol=0, atol=count * 2e-7)
+
+
+@given(KEYS, st.data())
+def test_a_path_depends_on_its_key_alone(seeds: list[int], data: st.DataObject) -> None:
+    """Row i of any batch walks the path of key i; sub-keys, other keys and ``normal`` are independent of it."""
+    i = data.draw(st.integers(0, len(seeds) - 1))
+    noise, like = KeyedNoise.from_seeds(seeds), torch.zeros(len(seeds), 2, 3)
+    batch, own = noise.brownian(0.2, 0.9, like), slice(i, i + 1)
+    assert torch.equal(batch[own], noise.rows(own).brownian(0.2, 0.9, like[own]))
+    assert torch.equal(batch, noise.brownian(0.2, 0.9, like))
+    assert not torch.equal(batch, noise.at(0).brownian(0.2, 0.9, like))
+
+
+def test_paths_of_a_block_are_those_of_its_rows() -> None:
+    """Rows 2 and 3 of a block walk the same paths alone."""
+    block, like = BlockNoise(key=(1,), count=5), torch.zeros(5, 3)
+    assert torch.equal(block.brownian(0.1, 0.6, like)[2:4], block.rows(slice(2, 4)).brownian(0.1, 0.6, like[2:4]))
+
+
+def test_a_path_is_no_other_noise() -> None:
+    """Increments are uncorrelated with ``normal`` and with the paths of sub-keys (4 standard errors)."""
+    count = 20_000
+    like, noise = torch.zeros(1, count, dtype=torch.float64), KeyedNoise.from_seeds([9])
+    drawn = [noise.brownian(0.0, 1.0, like), noise.normal(like), noise.at(1).brownian(0.0, 1.0, like)]
+    correlation = numpy.corrcoef(torch.cat(drawn).numpy())
+    assert numpy.abs(correlation[~numpy.eye(3, dtype=bool)]).max() < 4 / math.sqrt(count)
+
+
+def test_offsets_walk_a_path_as_well() -> None:
+    """An increment over t - s has the variance (1 + strength^2)(t - s), every channel shifted as a whole."""
+    base, like = BlockNoise(key=(4,), count=2000), torch.zeros(2000, 1, 2, dtype=torch.float64)
+    drawn = OffsetNoise(base=base, strength=0.7).brownian(0.2, 0.6, like)
+    assert drawn.var().item() == pytest.approx(0.4 * 1.49, rel=4 * math.sqrt(2 / 2000))
+    shift = (drawn - base.brownian(0.2, 0.6, like))[:, 0]
+    torch.testing.assert_close(shift[:, 0], shift[:, 1])
+
+
+@pytest.mark.parametrize(("s", "t"), [(-0.1, 0.5), (0.5, 1.1), (0.0, math.nan)])
+def test_a_path_ends(s: float, t: float) -> None:
+    """ValueError outside [0, 1]; and where keys and samples differ in number."""
+    with pytest.raises(ValueError, match="from t = 0 to 1"):
+        KeyedNoise.from_seeds([1]).brownian(s, t, torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="1 keys"):
+        KeyedNoise.from_seeds([1]).brownian(0.1, 0.2, torch.zeros(2, 2))
+
+
+def test_given_noise_has_its_value_in_units_of_any_step() -> None:
+    """(W(t) - W(s))/sqrt(t - s) is the value; backwards its negative."""
+    noise, like = GivenNoise(value=torch.tensor(1.5)), torch.zeros(2, 3)
+    torch.testing.assert_close(noise.brownian(0.2, 0.6, like) / math.sqrt(0.4), torch.full_like(like, 1.5))
+    torch.testing.assert_close(noise.brownian(0.6, 0.2, like) / math.sqrt(0.4), torch.full_like(like, -1.5))
+
+
+# Steps.
+
+
+@given(KEYS, st.integers(0, 9), st.integers(0, 9))
+def test_a_step_draws_its_own_numbers_and_walks_the_path_of_the_run(seeds: list[int], step: int, sub: int) -> None:
+    """normal, uniform, at and rows are those of ``run.at(step)``; brownian is that of the run, for sub-keys too."""
+    run, like = KeyedNoise.from_seeds(seeds), torch.zeros(len(seeds), 3)
+    noise = StepNoise(run=run, key=(step,))
+    assert torch.equal(noise.normal(like), run.at(step).normal(like))
+    assert torch.equal(noise.uniform(like), run.at(step).uniform(like))
+    assert torch.equal(noise.at(sub).normal(like), run.at(step, sub).normal(like))
+    assert torch.equal(noise.brownian(0.1, 0.7, like), run.brownian(0.1, 0.7, like))
+    assert torch.equal(noise.at(sub).brownian(0.1, 0.7, like), run.brownian(0.1, 0.7, like))
+    first = noise.rows(slice(0, 1))
+    assert torch.equal(first.normal(like[:1]), noise.normal(like)[:1])
+    assert torch.equal(first.brownian(0.1, 0.7, like[:1]), run.brownian(0.1, 0.7, like)[:1])

@@ -27,6 +27,7 @@ from unstir.diffusion.schedule import (
     VarianceExploding,
     VariancePreserving,
     between_points,
+    combined,
     constant_betas,
     linear_betas,
     quadratic_betas,
@@ -304,6 +305,44 @@ def test_spread_gives_each_sample_its_own_coefficient() -> None:
     assert (spread_out * x)[:, 0, 0, 0].tolist() == [2, 3]
     product = spread(scalar(2.0), x) * x
     assert (product.shape, product.dtype) == (x.shape, torch.float32)
+
+
+def test_a_combination_is_that_of_spread_coefficients() -> None:
+    """``combined`` is a x + b y for one coefficient, for one a sample and for one that carries a gradient; neither x
+    nor y is changed.
+    """
+    x, y = torch.linspace(-1, 1, 12).view(2, 2, 3), torch.linspace(2, -3, 12).view(2, 2, 3)
+    kept = x.clone(), y.clone()
+    for a, b in ((scalar(0.3), scalar(-1.7)), (time(0.3, 0.6), time(-1.7, 2.0))):
+        torch.testing.assert_close(combined(a, x, b, y), spread(a, x) * x + spread(b, y) * y)
+        assert combined(a, x, b, y).dtype == torch.float32
+    a, b = scalar(0.3).requires_grad_(), scalar(-1.7).requires_grad_()
+    combined(a, x, b, y).sum().backward()
+    assert a.grad is not None
+    assert b.grad is not None
+    assert (a.grad.item(), b.grad.item()) == pytest.approx((x.sum().item(), y.sum().item()), abs=1e-5)
+    assert torch.equal(x, kept[0])
+    assert torch.equal(y, kept[1])
+
+
+def test_a_row_combines_as_it_would_alone() -> None:
+    """Bit for bit, in any batch: pictures do not depend on their neighbours."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(7, 13, generator=generator), torch.randn(7, 13, generator=generator)
+    together = combined(scalar(0.3123), x, scalar(-1.7001), y)
+    for i in range(7):
+        row = slice(i, i + 1)
+        assert torch.equal(combined(scalar(0.3123), x[row], scalar(-1.7001), y[row]), together[row])
+
+
+def test_a_grid_falls_into_its_levels(schedule: Schedule) -> None:
+    """``unbind`` gives what indexing gives, one level of shape () after the other."""
+    grid = schedule.at(time(0.9, 0.5, 0.1))
+    levels = grid.unbind()
+    assert len(levels) == 3
+    for i, level in enumerate(levels):
+        for name in ("t", "alpha", "sigma", "dalpha", "dsigma"):
+            assert torch.equal(getattr(level, name), getattr(grid[i], name))
 
 
 @pytest.mark.parametrize("num_steps", [1, 3, 50, 1000])

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from unstir.condition import Condition
 from unstir.nn.embedding import ConditionReader, VectorEmbedding, grid_positions, sinusoids
@@ -119,3 +120,152 @@ def test_the_vector_is_of_the_scalar_and_the_pooled_words() -> None:
     torch.testing.assert_close(blind, embedding.scalar(sinusoids(scalar, 16)))
     told = embedding(scalar, Condition(pooled=pooled))
     torch.testing.assert_close(told - blind, embedding.pooled(pooled))
+
+
+# --- words that do not all count the same ---
+
+
+def weighing(weights: list[list[float]]) -> Condition:
+    return replace(WORDS, word_weights=torch.tensor(weights, dtype=torch.float32))
+
+
+def assert_close(read: Condition, tokens: Tensor, pooled: Tensor, row: int) -> None:
+    """On the tokens that exist."""
+    assert read.tokens is not None
+    assert read.token_mask is not None
+    assert read.pooled is not None
+    exists = read.token_mask[row]
+    torch.testing.assert_close(read.tokens[row, exists], tokens[exists])
+    torch.testing.assert_close(read.pooled[row], pooled)
+
+
+def left(reader: ConditionReader, row: int, there: list[bool]) -> tuple[Tensor, Tensor]:
+    """The reading of some words of a row alone, with the null in the place of the others."""
+    assert WORDS.words is not None
+    mask = torch.tensor([there])
+    if not any(there):
+        return reader.null_token.expand(4, -1), reader.null_pooled
+    tokens, pooled = reader.text(WORDS.words[row : row + 1], mask)
+    return torch.where(mask[0, :, None], tokens[0], reader.null_token), pooled[0]
+
+
+ONES = [[1.0] * 4] * 3
+
+
+def test_weights_of_one_change_no_bit() -> None:
+    """Also in company: a row whose words all weigh 1 is the plain one whatever the other rows weigh."""
+    reader = ConditionReader(TEXT)
+    plain, ones = reader(WORDS), reader(weighing(ONES))
+    mixed = reader(weighing([[0.5, 1, 2, 1], *ONES[1:]]))
+    assert ones.word_weights is None
+    for read, rows in ((ones, slice(0, 3)), (mixed, slice(1, 3))):
+        assert torch.equal(read.tokens[rows], plain.tokens[rows])
+        assert torch.equal(read.pooled[rows], plain.pooled[rows])
+        assert torch.equal(read.token_mask, plain.token_mask)
+
+
+def test_weights_of_padding_change_nothing() -> None:
+    reader = ConditionReader(TEXT)
+    read, plain = reader(weighing([[1, 1, 1, 0], [1, 5, 0, 2], [1, 1, 1, 1]])), reader(WORDS)
+    assert torch.equal(read.tokens, plain.tokens)
+    assert torch.equal(read.pooled, plain.pooled)
+
+
+def test_a_word_of_weight_zero_is_not_there() -> None:
+    """What the other words are read as does not know of it, and in its own place is the null."""
+    reader = ConditionReader(TEXT)
+    read = reader(weighing([[1, 0, 1, 1], *ONES[1:]]))
+    assert_close(read, *left(reader, 0, [True, False, True, False]), 0)
+    nothing = reader(weighing([[0, 0, 0, 1], *ONES[1:]]))
+    assert_close(nothing, *left(reader, 0, [False] * 4), 0)
+
+
+@pytest.mark.parametrize("weight", [-1.0, 0.3, 1.7, 4.0])
+def test_a_weight_is_a_place_on_the_line_from_without_to_with(weight: float) -> None:
+    """weighed = without + w (with - without)."""
+    reader = ConditionReader(TEXT)
+    read, plain = reader(weighing([*ONES[:2], [1, weight, weight, 1]])), reader(WORDS)
+    tokens, pooled = left(reader, 2, [True, False, False, True])
+    assert_close(read, torch.lerp(tokens, plain.tokens[2], weight), torch.lerp(pooled, plain.pooled[2], weight), 2)
+
+
+def test_several_weights_are_taken_one_level_after_another() -> None:
+    """Weights 0.25, 0.5 and 3: a quarter of all, a quarter without the first, half without both, and twice away from
+    the reading without the third.
+    """
+    reader = ConditionReader(TEXT)
+    read, plain = reader(weighing([*ONES[:2], [0.25, 0.5, 3, 1]])), reader(WORDS)
+    first, both, third = ([False, True, True, True], [False, False, True, True], [True, True, False, True])
+    found = [left(reader, 2, there) for there in (first, both, third)]
+    full = (plain.tokens[2], plain.pooled[2])
+    tokens, pooled = (
+        0.25 * whole + 0.25 * one + 0.5 * two + 2 * (whole - three)
+        for whole, one, two, three in zip(full, *found, strict=True)
+    )
+    assert_close(read, tokens, pooled, 2)
+
+
+@pytest.mark.parametrize("at", [-1.0, 0.0, 0.5, 1.0, 2.0])
+def test_the_reading_is_continuous_in_the_weights(at: float) -> None:
+    """Two words of nearly one weight are read nearly as two of the same weight."""
+    reader = ConditionReader(TEXT)
+    same = reader(weighing([*ONES[:2], [at, at, 1, 1]]))
+    for slightly in (at - 1e-4, at + 1e-4):
+        near = reader(weighing([*ONES[:2], [at, slightly, 1, 1]]))
+        assert (near.tokens - same.tokens)[2].abs().max() < 1e-2
+        assert (near.pooled - same.pooled)[2].abs().max() < 1e-2
+
+
+def test_a_weighed_row_is_the_same_in_any_company() -> None:
+    """Bit for bit: its neighbours' weights ask for readings of their own."""
+    reader = ConditionReader(TEXT)
+    alone = reader(weighing([*ONES[:2], [0.5, 2, 1, 1]]))
+    company = reader(weighing([[0.1, 0.2, 0.3, 1], [7, 1, 1, 1], [0.5, 2, 1, 1]]))
+    assert torch.equal(alone.tokens[2], company.tokens[2])
+    assert torch.equal(alone.pooled[2], company.pooled[2])
+
+
+def test_weighed_words_that_are_not_kept_are_the_null() -> None:
+    reader = ConditionReader(TEXT)
+    read = reader(replace(weighing([[0.5, 2, 1, 1]] * 3), kept=torch.tensor([True, False, True])))
+    assert (read.tokens[1] == reader.null_token).all()
+    assert (read.pooled[1] == reader.null_pooled).all()
+
+
+# --- prompts that are longer than the text transformer reads ---
+
+
+def test_long_prompts_are_read_in_parts() -> None:
+    """Each part as if it were alone; the pooled vector is the mean over the tokens of all parts."""
+    reader = ConditionReader(TEXT)
+    words = torch.arange(24).reshape(2, 12) % 19 + 1
+    mask = torch.ones(2, 12, dtype=torch.bool)
+    mask[0, 9:] = False
+    mask[1, 6:] = False  # a part without words
+    read = reader(Condition(words=words, word_mask=mask))
+    assert read.tokens.shape == (2, 12, 8)
+    assert torch.equal(read.token_mask, mask)
+    assert bool(read.tokens.isfinite().all())
+    one, first = reader.text(words[:, :6], mask[:, :6])
+    two, second = reader.text(words[:1, 6:], mask[:1, 6:])
+    torch.testing.assert_close(read.tokens[:, :6], one)
+    torch.testing.assert_close(read.tokens[0, 6:9], two[0, :3])
+    torch.testing.assert_close(read.pooled[0], (6 * first[0] + 3 * second[0]) / 9)
+    torch.testing.assert_close(read.pooled[1], first[1])
+
+
+def test_long_prompts_have_weights_too() -> None:
+    """A part all of whose words weigh 0 is not there."""
+    reader = ConditionReader(TEXT)
+    words, mask = torch.arange(12)[None] + 1, torch.ones(1, 12, dtype=torch.bool)
+    weights = torch.tensor([[1.0] * 6 + [0.0] * 6])
+    read = reader(Condition(words=words, word_mask=mask, word_weights=weights))
+    tokens, pooled = reader.text(words[:, :6], mask[:, :6])
+    torch.testing.assert_close(read.tokens[:, :6], tokens)
+    torch.testing.assert_close(read.tokens[0, 6:], reader.null_token.expand(6, -1))
+    torch.testing.assert_close(read.pooled, pooled)
+
+
+def test_a_ragged_long_prompt_is_refused() -> None:
+    with pytest.raises(ValueError, match="multiple of 6 tokens, got 7"):
+        ConditionReader(TEXT)(Condition(words=torch.ones(1, 7, dtype=torch.long)))

@@ -122,6 +122,25 @@ def test_levels_may_differ_from_sample_to_sample() -> None:
             torch.testing.assert_close(law.reverse(row, level[i], below[i]).mean, together[1][i : i + 1])
 
 
+@pytest.mark.parametrize("dimension", [1, 3, 256, 700])
+def test_the_belief_of_a_mixture_is_its_formula(dimension: int) -> None:
+    """Written out over a tensor of samples, components and elements; one level for all, and one a sample."""
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(4, dimension, dtype=torch.float64, generator=generator)
+    variances = torch.tensor([0.0, 0.01, 0.1, 0.3], dtype=torch.float64)
+    law = MixtureOracle(means=means, variances=variances, weights=torch.tensor([0.1, 0.2, 0.3, 0.4]).double())
+    x = torch.randn(3, dimension, dtype=torch.float64, generator=generator)
+    levels = Cosine().at(torch.tensor([0.3, 0.9, 0.999], dtype=torch.float64))
+    alpha, sigma = levels.alpha[:, None], levels.sigma[:, None]
+    total, offset = alpha**2 * variances + sigma**2, x[:, None] - alpha[..., None] * means
+    logits = law.weights.log() - 0.5 * (dimension * total.log() + offset.square().sum(-1) / total)
+    beliefs = means + (alpha * variances / total)[..., None] * offset
+    expected = (torch.softmax(logits, 1)[..., None] * beliefs).sum(1)
+    torch.testing.assert_close(law(x, levels).x0, expected, rtol=1e-11, atol=1e-12)
+    for i in range(3):
+        torch.testing.assert_close(law(x, levels[i]).x0[i], expected[i], rtol=1e-11, atol=1e-12)
+
+
 def test_a_mixture_of_one_component_is_a_gaussian() -> None:
     one = MixtureOracle(means=GAUSSIAN.mean[None], variances=GAUSSIAN.variance, weights=torch.ones(1))
     t, s = at(Cosine(), 0.7), at(Cosine(), 0.2)

@@ -17,8 +17,10 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from unstir import __version__
+from unstir.cli.bench import bench_app
 from unstir.cli.check import check
 from unstir.cli.data import data_app
+from unstir.cli.edit import edit
 from unstir.cli.evaluate import evaluate
 from unstir.cli.inspect import inspect
 from unstir.cli.redo import redo
@@ -33,9 +35,10 @@ app = App(
     version=__version__,
     help_format="plaintext",
 )
-for verb in (sample, redo, check, train, evaluate, reproduce, inspect, verify):
+for verb in (sample, edit, redo, check, train, evaluate, reproduce, inspect, verify):
     app.command(verb)
 app.command(data_app)
+app.command(bench_app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,42 +1,38 @@
 """``unstir sample``: pictures from prompts.
 
-Knows: the options of sampling, where pictures are put.
+Knows: the verb, how pictures of any request are drawn, put down and told of.
 Does not know: how a picture is drawn.
 """
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from unstir.cli.options import Drawing, Others, Solving, Words, parse_size, settings_of
 from unstir.cli.output import Whole, picture_paths, print_json, progress_bar, say, writable_folder
 
 if TYPE_CHECKING:
+    from unstir.editing import Album
     from unstir.pipeline import Pipeline, Request, Result
+
+_SOLVING, _WORDS, _OTHERS, _DRAWING = Solving(), Words(), Others(), Drawing()  # nothing is said
 
 
 def sample(
     *prompts: str,
-    model: str = "builtin",
     number: Annotated[Whole, Parameter(name=["-n", "--number"])] = 1,
     seed: Whole | None = None,
-    steps: Whole | None = None,
-    sampler: str | None = None,
-    guidance: float | None = None,
-    guidance_interval: Annotated[str | None, Parameter(name="--guidance.interval", allow_leading_hyphen=True)] = None,
-    negative: str = "",
     size: str | None = None,
-    grid: str | None = None,
-    eta: float | None = None,
-    output: Annotated[str, Parameter(name=["-o", "--output"])] = "pictures/",
-    batch: Whole | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    metadata: Annotated[bool, Parameter(negative="--no-metadata")] = True,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    tile: Annotated[bool, Parameter(negative=())] = False,
+    solving: Solving = _SOLVING,
+    words: Words = _WORDS,
+    others: Others = _OTHERS,
+    drawing: Drawing = _DRAWING,
 ) -> None:
     """Draw pictures from prompts.
 
@@ -46,86 +42,78 @@ def sample(
     ----------
     prompts
         What to draw; several are drawn prompt by prompt.
-    model
-        "builtin", a model folder, or a run folder.
     number
         Pictures a prompt.
     seed
         Of the first picture; picture i of the call has seed + i. Without it a fresh one is drawn, printed and stored.
-    steps
-        Network evaluations a picture.
-    sampler
-        ancestral, ddim or dpm++2m.
-    guidance
-        How strongly the words pull; 1 is not at all beyond the model itself.
-    guidance_interval
-        A,B: the log-SNR between which guidance acts.
-    negative
-        What to move away from.
     size
         WIDTHxHEIGHT, or one number for both.
-    grid
-        trailing or uniform_log_snr: the times that the sampler visits.
-    eta
-        For ddim: fresh noise, from 0 (none) to 1 (as ancestral).
-    output
-        A folder, or a file (.png, .jpg, .webp) for a single picture.
-    batch
-        Most pictures drawn together; no picture depends on it by more than 1/255.
-    device
-        auto, cpu, cuda, ...
-    precision
-        auto (float32), float32 or bf16.
-    metadata
-        Whether PNGs carry their recipe.
-    json
-        Print one JSON object instead of text.
+    tile
+        Draw what repeats without a seam: right meets left and bottom meets top. It takes four times as long.
+    """
+    pipe, clock = opened(drawing)
+    width, height = parse_size(size)
+    settings = settings_of(solving, words, others)
+    requests = pipe.requests(
+        prompts, n=number, seed=seed, **{**settings, "width": width, "height": height, "tile": tile}
+    )
+    finish(pipe, requests, drawing, clock)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clock:
+    """When a call started, when its imports and when its model were there."""
+
+    started: float
+    imported: float
+    loaded: float
+
+
+def opened(drawing: Drawing) -> tuple[Pipeline, Clock]:
+    """The model that draws, and how long that took.
+
+    Raises:
+        ValueError: if the batch is below 1, or as ``load``.
     """
     started = time.perf_counter()
-    from unstir.pipeline import BATCH, load
+    from unstir.pipeline import load
 
     imported = time.perf_counter()
-    if batch is not None and batch < 1:
-        raise ValueError(f"batch must be at least 1, got {batch}")
-    pipe = load(model, device=device, precision=precision)
-    loaded = time.perf_counter()
-    width, height = parse_size(size)
-    requests = pipe.requests(
-        prompts,
-        n=number,
-        seed=seed,
-        steps=steps,
-        sampler=sampler,
-        guidance_scale=guidance,
-        guidance_interval=parse_interval(guidance_interval),
-        negative=negative,
-        grid=grid,
-        eta=eta,
-        width=width,
-        height=height,
-    )
-    paths = picture_paths(output, [request.prompt for request in requests])
-    results = draw(pipe, requests, paths, batch=batch or BATCH, metadata=metadata)
+    if drawing.batch is not None and drawing.batch < 1:
+        raise ValueError(f"batch must be at least 1, got {drawing.batch}")
+    pipe = load(drawing.model, device=drawing.device, precision=drawing.precision)
+    return pipe, Clock(started=started, imported=imported, loaded=time.perf_counter())
+
+
+def finish(
+    pipe: Pipeline, requests: list[Request], drawing: Drawing, clock: Clock, *, album: Album | None = None
+) -> None:
+    """Draw, write and tell."""
+    from unstir.pipeline import BATCH
+
+    paths = picture_paths(drawing.output, [request.prompt for request in requests])
+    results = draw(pipe, requests, paths, batch=drawing.batch or BATCH, metadata=drawing.metadata, album=album)
     finished = time.perf_counter()
-    if json:
+    if drawing.json:
         print_json(
             {
                 "pictures": [describe(result, path) for result, path in zip(results, paths, strict=True)],
-                "model": model,
+                "model": drawing.model,
                 "checksum": pipe.model.checksum,
                 "device": str(pipe.device),
                 "seconds": {
-                    "import": round(imported - started, 3),
-                    "load": round(loaded - imported, 3),
-                    "draw": round(finished - loaded, 3),
-                    "total": round(finished - started, 3),
+                    "import": round(clock.imported - clock.started, 3),
+                    "load": round(clock.loaded - clock.imported, 3),
+                    "draw": round(finished - clock.loaded, 3),
+                    "total": round(finished - clock.started, 3),
                 },
             }
         )
         return
     for warning in dict.fromkeys(warning for result in results for warning in result.warnings):
         say(f"warning: {warning}")
-    seeds = f"seed {requests[0].seed}" + (f" to {requests[-1].seed}" if len(requests) > 1 else "")
+    first, last = requests[0].seed, requests[-1].seed
+    seeds = f"seed {first}" + (f" to {last}" if last != first else "")
     each = sum(result.seconds for result in results) / len(results)
     where = (
         paths[0].resolve() if len(paths) == 1 else f"{paths[0].parent.resolve()}/ ({paths[0].name} to {paths[-1].name})"
@@ -135,7 +123,13 @@ def sample(
 
 
 def draw(
-    pipe: Pipeline, requests: list[Request], paths: list[Path], *, batch: int, metadata: bool = True
+    pipe: Pipeline,
+    requests: list[Request],
+    paths: list[Path],
+    *,
+    batch: int,
+    metadata: bool = True,
+    album: Album | None = None,
 ) -> list[Result]:
     """Draw and write pictures, each file as soon as its batch is done.
 
@@ -149,7 +143,7 @@ def draw(
     total = sum(request.steps for request in requests)
     done = 0
     with writable_folder(paths[0].parent), progress_bar("drawing", total, unit=" steps") as advance:
-        for item in pipe.run(requests, batch=batch):
+        for item in pipe.run(requests, batch=batch, album=album):
             if isinstance(item, Preview):
                 advance(done + item.index * item.pictures.shape[0])
                 continue
@@ -177,34 +171,3 @@ def describe(result: Result, path: Path) -> dict[str, Any]:
         "seconds": round(result.seconds, 3),
         "warnings": list(result.warnings),
     }
-
-
-def parse_size(text: str | None) -> tuple[int | None, int | None]:
-    """Width and height, from "64" or "96x64".
-
-    Raises:
-        ValueError: if it is neither.
-    """
-    if text is None:
-        return None, None
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):
-        raise ValueError(f"size must be WIDTHxHEIGHT or one number, got {text!r}; for instance --size 64x64")
-    return int(parts[0]), int(parts[-1])
-
-
-def parse_interval(text: str | None) -> tuple[float, float] | None:
-    """Two numbers from "a,b".
-
-    Raises:
-        ValueError: if there are not two.
-    """
-    if text is None:
-        return None
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(
-            f"a guidance interval is two numbers, got {text!r}; for instance --guidance.interval -4,4"
-        ) from None
-    return low, high

@@ -1,28 +1,26 @@
 """``unstir train``: from captioned pictures to a model.
 
-Knows: which configuration the options mean, when a run is new and when it goes on, progress for people.
+Knows: which configuration the options mean, when a run is new and when it goes on.
 Does not know: how a model is trained.
 """
 
 from __future__ import annotations
 
-import fcntl
 import re
-import sys
 import time
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from unstir.cli.output import PLAIN_SECONDS, Whole, print_json, progress_bar, say, writable_folder
+from unstir.cli.output import Whole, print_json, progress_bar, say
+from unstir.cli.runs import changes_of, first_difference, locked, progress_of, run_folder
+from unstir.cli.train_classifier import asks_for_classifier, train_classifier
 
 if TYPE_CHECKING:
     from unstir.training.run import RunConfig, RunData
-    from unstir.training.trainer import Report, Trainer
 
 
 def as_settings(arguments: Sequence[str]) -> list[str]:
@@ -74,7 +72,8 @@ def train(
     ----------
     recipe
         emoji, tiny, cifar10, fine-tune, naive, naive-cifar10, or the run.json of another run. Without it: fine-tune
-        with --from, else tiny below 100 pictures, else emoji.
+        with --from, else tiny below 100 pictures, else emoji. cifar10-classifier and cifar10-features train a
+        classifier of pictures instead, noisy and clean ones (docs/classifier-guidance.md).
     data
         Captioned pictures: a folder (metadata.jsonl, .txt beside each picture, class folders, ...), a .zip, .tar or
         .parquet file (docs/data.md). The recipe emoji builds its own set where none is given.
@@ -121,10 +120,20 @@ def train(
         "aspect": aspect,
         "max_broken": max_broken,
     }
-    changes = _changes(set_ or [], shortcuts)
+    changes = changes_of(set_ or [], shortcuts)
     wanted = {"recipe": recipe, "data": data, "start": start, "allow": allow_missing_captions}
-    directory = _run_folder(recipe, out, resume=resume)
-    with _locked(directory):
+    directory = run_folder(recipe, out, resume=resume)
+    if asks_for_classifier(recipe, directory, resume=resume):
+        unfit = {"--from": start, "--captions": captions, "--aspect": aspect, "--max-broken": max_broken}
+        if allow_missing_captions or any(value is not None for value in unfit.values()):
+            raise ValueError(
+                "a classifier is trained on pictures whose captions name its classes; leave --from, --captions, "
+                "--aspect, --max-broken and --allow-missing-captions out"
+            )
+        return train_classifier(
+            directory, recipe=recipe, data=data, changes=changes, resume=resume, device=device, json=json
+        )
+    with locked(directory):
         if resume and (directory / "run.json").exists():
             config, fingerprint = read_run(directory)
             config = _resumed(config, wanted, changes)
@@ -136,8 +145,15 @@ def train(
                 f"the pictures or captions in {config.data} are not those that {directory} was trained on; give the "
                 "old ones with --data, or start a new run"
             )
-        with _progress(config, loaded) as hook:
-            outcome = execute(directory, config, loaded, device=device, say=say, hooks=[hook])
+        with progress_of(config.training.images, len(loaded.train.epoch)) as tell:
+            outcome = execute(
+                directory,
+                config,
+                loaded,
+                device=device,
+                say=say,
+                hooks=[lambda trainer, report: tell(report.images_seen, report.loss)],
+            )
     result = {
         "run": str(directory.resolve()),
         "model": str((directory / "model").resolve()),
@@ -155,27 +171,6 @@ def train(
         print(f"{outcome.images_seen} pictures seen. The model: {result['model']}")
         print(f'Draw with it: unstir sample "{_an_example(loaded)}" --model {directory}')
     return 0
-
-
-def _changes(settings: Sequence[str], shortcuts: Mapping[str, object]) -> list[tuple[str, str]]:
-    changes = [(name, str(value)) for name, value in shortcuts.items() if value is not None]
-    for setting in settings:
-        path, equals, value = setting.partition("=")
-        if not equals:
-            raise ValueError(f"a setting is KEY.SUBKEY=VALUE, got {setting!r}")
-        changes.append((path, value))
-    return changes
-
-
-def _run_folder(recipe: str | None, out: str | None, *, resume: bool) -> Path:
-    if out is None and resume and recipe is None:
-        raise ValueError("which run should go on? give its folder with --out")
-    directory = Path(out if out is not None else f"runs/{Path(recipe or 'mine').stem}")
-    if directory.exists() and not directory.is_dir():
-        raise NotADirectoryError(f"{directory} is a file; a run needs a folder, give another --out")
-    if not resume and directory.is_dir() and any(child.name != ".lock" for child in directory.iterdir()):
-        raise FileExistsError(f"{directory} is not empty; go on with --resume, or give another folder with --out")
-    return directory
 
 
 def _fresh(directory: Path, wanted: dict[str, Any], changes: Sequence[tuple[str, str]]) -> RunConfig:
@@ -233,21 +228,10 @@ def _resumed(config: RunConfig, wanted: dict[str, Any], changes: Sequence[tuple[
     for content in (before, after):
         content.pop("cadence")
         content["training"].pop("images")
-    path = _first_difference(before, after)
+    path = first_difference(before, after)
     if path:
         raise ValueError(f"a run cannot change {path} on its way; start a new run for that, perhaps with --from")
     return replace(changed, data=str(Path(wanted["data"]).resolve())) if wanted["data"] is not None else changed
-
-
-def _first_difference(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> str:
-    for key, value in before.items():
-        if isinstance(value, dict) and isinstance(after.get(key), dict):
-            found = _first_difference(value, after[key], f"{prefix}{key}.")  # pyright: ignore[reportUnknownArgumentType]
-            if found:
-                return found
-        elif value != after.get(key):
-            return prefix + key
-    return ""
 
 
 def _build_emoji(directory: Path, size: int) -> Path:
@@ -258,54 +242,6 @@ def _build_emoji(directory: Path, size: int) -> Path:
     with progress_bar("drawing emoji", 1) as advance:
         build_emoji(target, size=size, progress=lambda done, total: advance(done / total))
     return target
-
-
-@contextmanager
-def _locked(directory: Path) -> Generator[None]:
-    """Hold a run folder: a second process that wants it is refused."""
-    lock = directory / ".lock"
-    with writable_folder(directory), lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another process is training in {directory}; wait for it or give another --out") from None
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-
-
-@contextmanager
-def _progress(config: RunConfig, data: RunData) -> Generator[Any]:
-    """A hook that tells how far a run is: a bar on a terminal, a line now and then elsewhere."""
-    total = config.training.images
-    recent: list[tuple[float, int]] = []
-    last = time.perf_counter()
-    is_terminal = sys.stderr.isatty()
-    with progress_bar("training", total) as advance:
-
-        def hook(trainer: Trainer, report: Report) -> None:
-            nonlocal last
-            now = time.perf_counter()
-            recent.append((now, report.images_seen))
-            del recent[:-50]
-            seconds, seen = now - recent[0][0], report.images_seen - recent[0][1]
-            rate = seen / seconds if seconds else 0.0
-            text = f"loss {report.loss:.4f}, {rate:.1f} pictures/s"
-            advance(report.images_seen, text)
-            if not is_terminal and rate and (now - last > PLAIN_SECONDS or report.images_seen == total):
-                last = now
-                left = _duration((total - report.images_seen) / rate)
-                epoch = report.images_seen / len(data.train.epoch)
-                say(f"{report.images_seen}/{total} pictures (epoch {epoch:.1f}), {text}, {left} left")
-
-        yield hook
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def _an_example(data: RunData) -> str:

@@ -60,6 +60,15 @@ def decode(data: bytes, *, background: tuple[int, int, int] = (255, 255, 255)) -
         ValueError: if the file is empty, truncated or not a picture, has floating-point samples or colours in LAB, or
             has more than 89,478,485 pixels.
     """
+    return _flatten(decode_with_transparency(data), background)
+
+
+def decode_with_transparency(data: bytes) -> Image.Image:
+    """The same with the transparency that it has, in whatever mode holds it.
+
+    Raises:
+        ValueError: as `decode`.
+    """
     if not data:
         raise ValueError("The file is empty (0 bytes); it is truncated or not a picture.")
     try:
@@ -76,7 +85,7 @@ def decode(data: bytes, *, background: tuple[int, int, int] = (255, 255, 255)) -
         raise ValueError("The picture has its colours in LAB; save it as RGB.")
     try:
         image.load()
-        return _flatten(_turn_upright(_to_eight_bits(image), _orientation(image)), background)
+        return _turn_upright(_to_eight_bits(image), _orientation(image))
     except Exception as error:
         raise ValueError(f"The file of {len(data)} bytes is truncated or not a picture ({error}).") from None
 

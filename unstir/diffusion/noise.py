@@ -10,6 +10,7 @@ generator keeps 32 bits of its seed) whose normal draws do not depend on the pro
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -61,6 +62,14 @@ class KeyedNoise(Noise):
         """
         drawn = self._draw(like, lambda generator, out: generator.random(out=out, dtype=out.dtype.type))
         return drawn.clamp(max=1 - torch.finfo(like.dtype).eps / 2)  # half precision would round some up to 1
+
+    def brownian(self, s: float, t: float, like: X) -> X:
+        """W(t) - W(s) of one Brownian path a sample; see ``_walked``.
+
+        Raises:
+            ValueError: if s or t is outside [0, 1], or ``like`` has another number of rows than there are keys.
+        """
+        return _walked(self, s, t, like)
 
     def _draw(self, like: X, fill: Callable[[numpy.random.Generator, numpy.ndarray], object]) -> X:
         if like.shape[0] != len(self.keys):
@@ -128,6 +137,14 @@ class BlockNoise(Noise):
         drawn = self._draw(like, lambda generator, out: generator.random(out=out, dtype=out.dtype.type))
         return drawn.clamp(max=1 - torch.finfo(like.dtype).eps / 2)
 
+    def brownian(self, s: float, t: float, like: X) -> X:
+        """W(t) - W(s) of one Brownian path a sample; see ``_walked``.
+
+        Raises:
+            ValueError: if s or t is outside [0, 1], or ``like`` has another number of rows.
+        """
+        return _walked(self, s, t, like)
+
     def _draw(self, like: X, fill: Callable[[numpy.random.Generator, numpy.ndarray], object]) -> X:
         if like.shape[0] != self.count:
             raise ValueError(f"noise is for {self.count} samples, but the batch has {like.shape[0]}")
@@ -163,19 +180,98 @@ class OffsetNoise(Noise):
 
     def normal(self, like: X) -> X:
         """Normal numbers with a shift for each channel."""
-        drawn = self.base.normal(like)
-        if like.ndim < 3:
-            return drawn
-        channels = like.flatten(2)[..., 0]
-        shift = self.base.at(_SHIFT).normal(channels)
-        return drawn + self.strength * shift.view(*channels.shape, *[1] * (like.ndim - 2))
+        return self._shifted(like, lambda noise, shape: noise.normal(shape))
 
     def uniform(self, like: X) -> X:
         """The uniform numbers of the base."""
         return self.base.uniform(like)
 
+    def brownian(self, s: float, t: float, like: X) -> X:
+        """W(t) - W(s) of the base's path, every channel shifted by strength times one more path."""
+        return self._shifted(like, lambda noise, shape: noise.brownian(s, t, shape))
+
+    def _shifted(self, like: X, draw: Callable[[Noise, X], X]) -> X:
+        drawn = draw(self.base, like)
+        if like.ndim < 3:
+            return drawn
+        channels = like.flatten(2)[..., 0]
+        shift = draw(self.base.at(_SHIFT), channels)
+        return drawn + self.strength * shift.view(*channels.shape, *[1] * (like.ndim - 2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepNoise(Noise):
+    """The randomness of one step of a run: numbers of its own, and the Brownian path of the whole run.
+
+    It costs nothing until something is drawn.
+
+    Args:
+        run: the randomness of the run.
+        key: the sub-key of the step.
+    """
+
+    run: Noise
+    key: tuple[int, ...]
+
+    def at(self, *key: int) -> Self:
+        """The randomness of a sub-key of the step; the path stays that of the run."""
+        return type(self)(run=self.run, key=(*self.key, *key))
+
+    def rows(self, index: slice) -> Self:
+        """The randomness of the chosen samples."""
+        return type(self)(run=self.run.rows(index), key=self.key)
+
+    def normal(self, like: X) -> X:
+        """The normal numbers of ``run.at(*key)``."""
+        return self.run.at(*self.key).normal(like)
+
+    def uniform(self, like: X) -> X:
+        """The uniform numbers of ``run.at(*key)``."""
+        return self.run.at(*self.key).uniform(like)
+
+    def brownian(self, s: float, t: float, like: X) -> X:
+        """W(t) - W(s) of the run's path."""
+        return self.run.brownian(s, t, like)
+
 
 _SHIFT = 0x0FF5E7  # sub-key of the shift
+_PATH = 0xB404  # sub-key of the Brownian path
+_FINEST = 2.0**-24
+
+
+def _walked(noise: Noise, s: float, t: float, like: X) -> X:
+    """W(t) - W(s) of a Brownian path on [0, 1] that is a function of the keys alone, whatever times it is asked at.
+
+    W(0) = 0, W(1) ~ N(0, 1), and between two known times a < c < b
+    W(c) = ((b - c) W(a) + (c - a) W(b))/(b - a) + sqrt((c - a)(b - c)/(b - a)) z with the normal numbers z of c's key.
+    Known are the ends, then the middles of ever halved intervals; once those are 2^-24 long, the next c is the time
+    itself. So the law is exactly Brownian for any times of which no two lie within the same interval of 2^-24.
+    Increments are differences of a function of time, computed in float64 on the CPU: they add up.
+
+    Source: Levy 1948 (bridge); Li et al. 2020, arXiv:2001.01328, Algorithm 3 (virtual Brownian tree).
+    """
+    if not (0 <= s <= 1 and 0 <= t <= 1):
+        raise ValueError(f"a Brownian path is known from t = 0 to 1, got {s} and {t}; scale times to that range")
+    shape = torch.empty(like.shape, dtype=torch.float64)
+    return (_reached(noise, t, shape) - _reached(noise, s, shape)).to(like)
+
+
+def _reached(noise: Noise, t: float, like: X) -> X:
+    """W(t)."""
+    if t == 0:
+        return torch.zeros_like(like)
+    left, right = 0.0, 1.0
+    at_left, at_right = torch.zeros_like(like), noise.at(_PATH, 1, 1).normal(like)
+    while right != t:
+        between = (left + right) / 2 if right - left > _FINEST else t
+        share = (between - left) / (right - left)
+        own = noise.at(_PATH, *between.as_integer_ratio()).normal(like)
+        value = torch.lerp(at_left, at_right, share) + math.sqrt(share * (right - between)) * own
+        if t <= between:
+            right, at_right = between, value
+        else:
+            left, at_left = between, value
+    return at_right
 
 
 def _generator(key: tuple[int, ...]) -> numpy.random.Generator:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unstir.diffusion.process import Estimate, GaussianProcess, Process, log_ratio
-from unstir.diffusion.schedule import Level, spread
+from unstir.diffusion.schedule import Level, combined, spread
 from unstir.typing import Time, X
 
 
@@ -57,7 +57,7 @@ class Affine(Parameterization, Protocol):
     def decode(self, output: Tensor, x_t: X, level: Level) -> Estimate:
         """The belief x0 = skip x_t + out F."""
         skip, out = self.coefficients(level)
-        return Estimate(x0=spread(skip, x_t) * x_t + spread(out, x_t) * output)
+        return Estimate(x0=combined(skip, x_t, out, output))
 
     def target(self, x0: X, x_t: X, level: Level) -> Tensor:
         """F = (x0 - skip x_t) / out."""
@@ -77,12 +77,12 @@ class PredictNoise(Affine):
 
     def coefficients(self, level: Level) -> tuple[Time, Time]:
         """Skip = 1/alpha, out = -sigma/alpha."""
-        if bool((level.alpha == 0).any()):
+        if not bool(level.alpha.all()):
             raise ValueError(
                 "a network that predicts noise cannot start from pure noise (alpha = 0); predict x0, v or flow, "
                 "or use a schedule that keeps some signal at t = 1"
             )
-        return 1 / level.alpha, -level.sigma / level.alpha
+        return level.alpha.reciprocal(), -level.sigma / level.alpha
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,10 @@ class PredictX0(Affine):
         """Skip = 0, out = 1."""
         return torch.zeros_like(level.alpha), torch.ones_like(level.alpha)
 
+    def decode(self, output: Tensor, x_t: X, level: Level) -> Estimate:
+        """The output."""
+        return Estimate(x0=output)
+
 
 @dataclass(frozen=True)
 class PredictV(Affine):
@@ -106,7 +110,7 @@ class PredictV(Affine):
 
     def coefficients(self, level: Level) -> tuple[Time, Time]:
         """Skip = alpha/(alpha^2 + sigma^2), out = -sigma/(alpha^2 + sigma^2)."""
-        total = level.alpha**2 + level.sigma**2
+        total = torch.hypot(level.alpha, level.sigma).square()
         return level.alpha / total, -level.sigma / total
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unstir.condition import Condition
@@ -39,6 +40,14 @@ def grid_positions(height: int, width: int, channels: int) -> Float[Tensor, "n d
     return both.flatten(0, 1)
 
 
+def scalar_layers(features: int, width: int) -> nn.Sequential:
+    """Two layers from the sinusoids of a number to a vector.
+
+    Source: Ho et al. 2020, arXiv:2006.11239, Appendix B and code.
+    """
+    return nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
+
+
 class ConditionReader(nn.Module):
     """Reads the words of a condition: turns them into tokens and a pooled vector, or into the learned null.
 
@@ -61,7 +70,9 @@ class ConditionReader(nn.Module):
         if condition.words is not None:
             words, mask = condition.words, condition.word_mask
             mask = mask if mask is not None else torch.ones_like(words, dtype=torch.bool)
-            tokens, pooled = self.text(words, mask)
+            tokens, pooled = self._told(words, mask)
+            if condition.word_weights is not None:
+                tokens, pooled = self._weighed(words, mask, condition.word_weights, tokens, pooled)
         if tokens is None and pooled is None:
             return condition
         kept = condition.kept
@@ -72,7 +83,65 @@ class ConditionReader(nn.Module):
             mask = torch.where(kept[:, None], mask, only_first)
         if kept is not None and pooled is not None:
             pooled = torch.where(kept[:, None], pooled, self.null_pooled.to(pooled.dtype))
-        return replace(condition, words=None, word_mask=None, kept=None, tokens=tokens, token_mask=mask, pooled=pooled)
+        words = {"words": None, "word_mask": None, "word_weights": None}
+        return replace(condition, **words, kept=None, tokens=tokens, token_mask=mask, pooled=pooled)
+
+    def _told(
+        self, words: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b d"]]:
+        """What the text transformer makes of words; more than it reads at once are read in parts of its length.
+
+        No part knows of the others, and the pooled vector is the mean over the tokens of all.
+        """
+        longest = self.text.position.shape[0]
+        if words.shape[1] <= longest:
+            return self.text(words, mask)
+        if words.shape[1] % longest:
+            raise ValueError(f"long prompts are padded to a multiple of {longest} tokens, got {words.shape[1]}")
+        parts = mask.reshape(-1, longest)
+        readable = parts | ~parts.any(1, keepdim=True)  # attention needs something to look at, even in an empty part
+        tokens, _ = self.text(words.reshape(-1, longest), readable)
+        tokens = tokens.unflatten(0, (len(words), -1)).flatten(1, 2)
+        weight = mask.to(tokens.dtype)[..., None]
+        return tokens, (tokens * weight).sum(1) / weight.sum(1)
+
+    def _weighed(
+        self,
+        words: Int[Tensor, "b n"],
+        mask: Bool[Tensor, "b n"],
+        weights: Float[Tensor, "b n"],
+        tokens: Float[Tensor, "b n d"],
+        pooled: Float[Tensor, "b d"],
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b d"]]:
+        """The reading of words that do not all count the same.
+
+        With R(S) the reading of the words S alone, and all of them where S is not said,
+        weighed = R + integral over w from -inf to 1 of (R(weights > w) - R) + integral over w from 1 of
+        (R - R(weights < w)), where a word that is left out has the learned null for its token. So a word of weight 0 is
+        not there, one of weight 1 is as ever, between them the reading is a mean, and beyond them it goes on in the
+        same direction; and the reading is continuous in the weights.
+        """
+        tokens, pooled = tokens.clone(), pooled.clone()
+        for row, weight in enumerate(weights):  # one by one: no row may depend on its neighbours
+            values = cast(Tensor, weight[mask[row]].unique())
+            if bool((values == 1).all()):
+                continue
+            below, above, one = values[values < 1], values[values > 1], values.new_ones(1)
+            absent = torch.cat([weight <= below[:, None], weight >= above[:, None]])
+            share = torch.cat([torch.cat([below, one]).diff(), -torch.cat([one, above]).diff()]).to(tokens.dtype)
+            fewer, fewer_pooled = self._without(words[row].expand(len(absent), -1), mask[row] & ~absent)
+            tokens[row] += (share[:, None, None] * (fewer - tokens[row])).sum(0)
+            pooled[row] += (share[:, None] * (fewer_pooled - pooled[row])).sum(0)
+        return tokens, pooled
+
+    def _without(
+        self, words: Int[Tensor, "k n"], mask: Bool[Tensor, "k n"]
+    ) -> tuple[Float[Tensor, "k n d"], Float[Tensor, "k d"]]:
+        """The reading of the words that are left, with the learned null in the place of the others."""
+        some = mask.any(1, keepdim=True)
+        tokens, pooled = self._told(words, mask | ~some)
+        tokens = torch.where(mask[..., None], tokens, self.null_token.to(tokens.dtype))
+        return tokens, torch.where(some, pooled, self.null_pooled.to(pooled.dtype))
 
 
 class VectorEmbedding(nn.Module):
@@ -87,7 +156,7 @@ class VectorEmbedding(nn.Module):
     def __init__(self, width: int, pooled_width: int, features: int = 128) -> None:
         super().__init__()
         self.features = features
-        self.scalar = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
+        self.scalar = scalar_layers(features, width)
         self.pooled = nn.Linear(pooled_width, width)
 
     def forward(self, scalar: Float[Tensor, "b"], condition: Condition) -> Float[Tensor, "b d"]:

@@ -1,10 +1,12 @@
 """Small layers that several networks share.
 
-Knows: feed-forward nets, modulation, residual blocks.
+Knows: feed-forward nets, modulation, residual blocks, the widths of levels.
 Does not know: which network they stand in.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -95,6 +97,20 @@ def require_positive(config: object, *names: str) -> None:
     for name in names:
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+
+
+def level_widths(width: int, multipliers: Sequence[int], blocks: int) -> list[int]:
+    """The channels of each level of resolution, fine to coarse: every multiplier times the width.
+
+    Raises:
+        ValueError: if there is no level or no block on it, a multiplier is below 1, or the width is odd.
+    """
+    if min(multipliers, default=0) < 1 or blocks < 1 or width < 2 or width % 2:
+        raise ValueError(
+            "a network of several levels needs a level, a block and an even width at least, got "
+            f"multipliers {tuple(multipliers)}, blocks {blocks}, width {width}"
+        )
+    return [multiplier * width for multiplier in multipliers]
 
 
 def zero_init(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from unstir.condition import Condition
 from unstir.nn.attention import CrossAttention, SelfAttention
 from unstir.nn.embedding import ConditionReader, VectorEmbedding
-from unstir.nn.layers import ResidualBlock, group_norm, zero_init
+from unstir.nn.layers import ResidualBlock, group_norm, level_widths, zero_init
 from unstir.nn.text import TextConfig
 
 
@@ -197,12 +197,7 @@ def _looks(config: UNetConfig, level: int) -> list[_Look]:
 
 
 def _checked_widths(config: UNetConfig) -> list[int]:
-    levels = len(config.multipliers)
-    if min(config.multipliers, default=0) < 1 or config.blocks < 1 or config.width < 2 or config.width % 2:
-        raise ValueError(
-            "a U-Net needs a level, a block and an even width at least, got "
-            f"multipliers {config.multipliers}, blocks {config.blocks}, width {config.width}"
-        )
-    if not all(0 <= level < levels for level in config.attention):
-        raise ValueError(f"attention must name levels from 0 to {levels - 1}, got {config.attention}")
-    return [multiplier * config.width for multiplier in config.multipliers]
+    widths = level_widths(config.width, config.multipliers, config.blocks)
+    if not all(0 <= level < len(widths) for level in config.attention):
+        raise ValueError(f"attention must name levels from 0 to {len(widths) - 1}, got {config.attention}")
+    return widths

@@ -6,7 +6,7 @@ Does not know: losses, networks, ranks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -77,6 +77,22 @@ class Optimizers:
         """What is remembered of a weight (its moments), to be read or filled; empty before the first step."""
         owner = next(m for m in self.members if any(weight is w for g in m.param_groups for w in g["params"]))
         return owner.state[weight]
+
+    def moments(self, network: nn.Module) -> dict[str, Tensor]:
+        """What is remembered of every weight that moves, as ``{"moment.name of the weight": tensor}``."""
+        return {
+            f"{moment}.{name}": value
+            for name, weight in network.named_parameters()
+            if weight.requires_grad
+            for moment, value in self.state_of(weight).items()
+        }
+
+    def load_moments(self, network: nn.Module, moments: Mapping[str, Tensor]) -> None:
+        """Remember what ``moments`` told, each on the device of its weight."""
+        for name, weight in network.named_parameters():
+            found = {key.partition(".")[0]: value for key, value in moments.items() if key.partition(".")[2] == name}
+            if found:
+                self.state_of(weight).update({moment: value.to(weight.device) for moment, value in found.items()})
 
 
 def make_optimizer(network: nn.Module, config: OptimizerConfig) -> Optimizers:

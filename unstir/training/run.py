@@ -294,13 +294,13 @@ class _Watcher:
         self.seen = seen
         is_last = seen >= self.config.training.images
         self.pending.append(report)
-        if is_last or _is_due(before, seen, cadence.log):
+        if is_last or is_due(before, seen, cadence.log):
             self._log_steps()
-        if _is_due(before, seen, cadence.validate) and not is_last:
+        if is_due(before, seen, cadence.validate) and not is_last:
             self.validate(trainer)
-        if _is_due(before, seen, cadence.preview) and not is_last:
+        if is_due(before, seen, cadence.preview) and not is_last:
             self.preview(trainer)
-        if _is_due(before, seen, cadence.checkpoint) and not is_last:
+        if is_due(before, seen, cadence.checkpoint) and not is_last:
             self.save(trainer)
 
     def finish(self, trainer: Trainer) -> None:
@@ -401,7 +401,7 @@ def _go_back(directory: Path, trainer: Trainer) -> list[str]:
 
 def _loop(trainer: Trainer, watcher: _Watcher, hooks: Sequence[Hook]) -> int:
     """Train to the end, or until a signal came and the state was saved: its number, or 0."""
-    with _signals() as pending:
+    with signals() as pending:
         trainer.run([*hooks, watcher.after], should_stop=lambda: bool(pending))
         if trainer.images_seen < trainer.config.images:
             watcher.save(trainer)
@@ -409,7 +409,8 @@ def _loop(trainer: Trainer, watcher: _Watcher, hooks: Sequence[Hook]) -> int:
     return 0
 
 
-def _is_due(before: int, seen: int, every: int) -> bool:
+def is_due(before: int, seen: int, every: int) -> bool:
+    """Whether something that happens every so many pictures happens between ``before`` and ``seen`` of them."""
     return before // every != seen // every
 
 
@@ -437,7 +438,7 @@ def _start(config: RunConfig, reader: WordReader) -> Model:
 
 
 @contextmanager
-def _signals() -> Generator[list[int]]:
+def signals() -> Generator[list[int]]:
     """The signals that came, for a loop to look at; a second one of the same kind ends the process at once."""
     came: list[int] = []
     if threading.current_thread() is not threading.main_thread():

@@ -263,10 +263,7 @@ class Trainer:
 
     def checkpoint(self) -> Checkpoint:
         """The state, to be saved."""
-        moments: dict[str, Tensor] = {}
-        for name, weight in self.network.named_parameters():
-            for key, value in (self.optimizer.state_of(weight) if weight.requires_grad else {}).items():
-                moments[f"{key}.{name}"] = value
+        moments = self.optimizer.moments(self.network)
         return Checkpoint(
             images_seen=self.images_seen,
             tensors={"network": self.network.state_dict(), "ema": self.ema_network.state_dict(), "optimizer": moments},
@@ -284,12 +281,7 @@ class Trainer:
             self.ema_network.load_state_dict(checkpoint.tensors["ema"])
         except (RuntimeError, KeyError) as error:
             raise ValueError(f"the checkpoint is of another network: {str(error).splitlines()[0]}") from None
-        moments = checkpoint.tensors["optimizer"]
-        for name, weight in self.network.named_parameters():
-            keys = [key for key in moments if key.partition(".")[2] == name]
-            if keys:
-                state = {key.partition(".")[0]: moments[key].to(self.device) for key in keys}
-                self.optimizer.state_of(weight).update(state)
+        self.optimizer.load_moments(self.network, checkpoint.tensors["optimizer"])
         self.images_seen = checkpoint.images_seen
 
     def _diagnosis(self, losses: Tensor, log_snr: Tensor, norm: Tensor) -> str:

@@ -197,11 +197,12 @@ class MixtureOracle:
         means, variances = self.means.to(x).flatten(1), self.variances.to(x)
         alpha, sigma = level.alpha.to(x).view(-1, 1), level.sigma.to(x).view(-1, 1)
         total = (alpha**2 * variances + sigma**2).clamp(min=_SMALLEST_VARIANCE)
-        offset = x[:, None] - alpha[..., None] * means
-        logits = self.weights.to(x).log() - 0.5 * (x.shape[1] * total.log() + offset.square().sum(-1) / total)
+        logits = self.weights.to(x).log() - 0.5 * (x.shape[1] * total.log() + _squared(x, alpha, means) / total)
         likely = torch.exp(logits - logits.amax(-1, keepdim=True))  # softmax, less the threads that torch starts for it
-        beliefs = means + (alpha * variances / total)[..., None] * offset
-        x0 = (likely[..., None] * beliefs).sum(1) / likely.sum(1, keepdim=True)
+        likely = likely / likely.sum(1, keepdim=True)
+        gain = alpha * variances / total
+        # the sum over k of likely (mean + gain (x - alpha mean)), without a tensor of b k d numbers
+        x0 = (likely * (1 - alpha * gain)) @ means + (likely * gain).sum(1, keepdim=True) * x
         return Estimate(x0=x0.view(x_t.shape).to(x_t.dtype))
 
     def draw(self, like: X, noise: Noise) -> X:
@@ -288,6 +289,22 @@ class MixtureOracle:
         z = (x[:, None] - level.alpha * self.means.double().flatten()) / std / math.sqrt(2)
         weights = self.weights.double() / 2
         return (weights * torch.erfc(-z)).sum(1), (weights * torch.erfc(z)).sum(1)
+
+
+_COLUMNS = 256  # summed at a time: one running sum of thousands of squares would lose three digits
+
+
+def _squared(x: Float[Tensor, "b d"], alpha: Float[Tensor, "a 1"], means: Float[Tensor, "k d"]) -> Float[Tensor, "b k"]:
+    """|x - alpha mean_k|^2 by differences (the expanded square would cancel), with one alpha for all or one a row."""
+    centres = alpha[..., None] * means
+    rows = x[None] if alpha.shape[0] == 1 else x[:, None]
+    parts = [
+        torch.cdist(
+            rows[..., i : i + _COLUMNS], centres[..., i : i + _COLUMNS], compute_mode="donot_use_mm_for_euclid_dist"
+        ).square()
+        for i in range(0, x.shape[1], _COLUMNS)
+    ]
+    return torch.stack(parts).sum(0).view(x.shape[0], -1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -401,6 +418,10 @@ class GivenNoise(Noise):
     def uniform(self, like: X) -> X:
         """The value."""
         return self.value.to(like).expand_as(like)
+
+    def brownian(self, s: float, t: float, like: X) -> X:
+        """The value times the root of the time between: no path, but the same numbers every step."""
+        return math.copysign(math.sqrt(abs(t - s)), t - s) * self.normal(like)
 
 
 def observed_orders(errors: Sequence[float]) -> tuple[float, ...]:

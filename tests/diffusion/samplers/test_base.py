@@ -11,20 +11,23 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import pairwise
 from typing import Any
 
+import numpy
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from unstir.diffusion.denoiser import Denoiser
 from unstir.diffusion.noise import KeyedNoise
 from unstir.diffusion.process import Estimate, GaussianProcess, Process
-from unstir.diffusion.samplers import DDIM, SAMPLERS, DPMSolver2M, Sampler, Step, sample
-from unstir.diffusion.samplers.dpm_solver import Before
+from unstir.diffusion.samplers import DDIM, SAMPLERS, DPMSolverMultistep, Sampler, Step, sample
+from unstir.diffusion.samplers.base import Known, exponential_moments, polynomial_shares
 from unstir.diffusion.schedule import Cosine, Level, RectifiedFlow, Schedule
 from unstir.diffusion.spacing import SPACINGS, Spacing, trailing
+from unstir.typing import Noise
 from unstir.verify.oracles import GaussianOracle, GivenNoise, MixtureOracle, observed_orders
 
 GAUSSIAN = GaussianOracle(mean=torch.tensor([-0.5]), variance=torch.tensor([2.5]))
@@ -98,26 +101,42 @@ def test_order_of_convergence(name: str, law: str, schedule: Schedule, pattern: 
     (C14).
     """
     sampler = DETERMINISTIC[name]
-    measured = errors(sampler, LAWS[law], schedule, pattern, (64, 128))
-    assert measured[-1] < 0.05
-    assert observed_orders(measured)[-1] == pytest.approx(sampler.order, abs=0.25)
+    slope = 0.0
+    for counts in ((64, 128), (256, 512)):  # steps so short are needed for the third order of some
+        measured = errors(sampler, LAWS[law], schedule, pattern, counts)
+        assert measured[-1] < 0.05
+        slope = observed_orders(measured)[-1]
+        if slope >= sampler.order - 0.25:
+            return
+    pytest.fail(f"order {slope}")
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_no_order_is_understated(name: str) -> None:
+    """On even or on 3:1 steps the error falls no faster than is promised: what a multistep sampler loses in its first
+    steps, or by weights of equal ones, is told. (UniPC's corrector gains an order that few steps do not show:
+    test_unipc.py.)
+    """
+    sampler, gained = DETERMINISTIC[name], {"unipc": 1}.get(name, 0)
+    measured = [errors(sampler, GAUSSIAN, Cosine(), pattern, (64, 128)) for pattern in ((1.0,), (1.0, 3.0))]
+    assert min(observed_orders(each)[0] for each in measured) <= sampler.order + gained + 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Broken(DPMSolver2M):
+class Broken(DPMSolverMultistep):
     """DPM-Solver++(2M) with one of the two slips that other tools made or were told to make."""
 
     slip: str
 
     def step(
-        self, denoise: Denoiser, process: Any, x_t: Tensor, t: Level, s: Level, memory: Before | None, noise: Any
-    ) -> tuple[Tensor, Before | None]:
-        if memory is not None:
-            h, h_last = (s.log_snr - t.log_snr) / 2, t.log_snr / 2 - memory.half_log_snr
+        self, denoise: Denoiser, process: Any, x_t: Tensor, t: Level, s: Level, memory: tuple[Known, ...], noise: Any
+    ) -> tuple[Tensor, tuple[Known, ...]]:
+        if memory:
+            last, x0 = memory[0], denoise(x_t, t).x0
+            h, h_last = (s.log_snr - t.log_snr) / 2, (t.log_snr - last.level.log_snr) / 2
             weight = {"h is h_last": h_last / h_last, "r inverted": h_last / h}[self.slip] / (h / h_last)
-            here = Before(x0=denoise(x_t, t).x0, half_log_snr=t.log_snr / 2)
-            scaled = here.x0 + weight * (memory.x0 - here.x0)  # makes the sampler's own weight act as the broken one
-            memory = replace(memory, x0=scaled)
+            # makes the sampler's own weight act as the broken one
+            memory = (replace(last, value=x0 + weight * (last.value - x0)),)
         return super().step(denoise, process, x_t, t, s, memory, noise)
 
 
@@ -140,24 +159,30 @@ def test_steps_are_numbered_from_noise_to_data(sampler: Sampler[Any], schedule: 
     """
     process, x = GaussianProcess(schedule=schedule), torch.randn(2, 1, generator=torch.Generator().manual_seed(0))
     times = trailing(schedule, num_steps)
-    asked: list[tuple[float, Tensor]] = []
+    asked: list[tuple[float, Tensor, Tensor]] = []
 
     def denoise(x_t: Tensor, level: Level, previous: Tensor | None = None) -> Estimate:
-        asked.append((level.t.item(), x_t))
-        return Estimate(x0=GAUSSIAN(x_t, level).x0)
+        belief = Estimate(x0=GAUSSIAN(x_t, level).x0)
+        asked.append((level.t.item(), x_t, belief.x0))
+        return belief
 
-    steps = list(sample(sampler, denoise, process, x, times, keyed(2)))
-    assert [step.index for step in steps] == list(range(num_steps + 1))
-    assert tuple(step.t for step in steps) == times
-    assert steps[0].x is x
-    assert steps[0].belief is None
-    assert [t for t, _ in asked] == list(times[:-1]), (
-        "one evaluation a step, at the level where the step starts (C1, C4)"
-    )
-    for before, step in pairwise(steps):
+    start, *steps = sample(sampler, denoise, process, x, times, keyed(2))
+    assert (start.index, start.t, start.x, start.belief) == (0, times[0], x, None)
+    assert [step.index for step in steps] == list(range(1, num_steps + 1))
+    assert tuple(step.t for step in steps) == times[1:]
+
+    asked.clear()
+    walking, before = sample(sampler, denoise, process, x, times, keyed(2)), x
+    next(walking)
+    for step, t in zip(walking, times, strict=False):
         assert step.belief is not None
-        expected = GAUSSIAN(before.x, schedule.at(torch.tensor(before.t, dtype=torch.float64))).x0
-        assert torch.equal(step.belief.x0, expected)
+        assert torch.equal(step.belief.x0, asked[-1][2])
+        first, x_t, _ = asked[0]
+        assert first == t, "a step asks first at the level where it starts (C1, C4)"
+        assert torch.equal(x_t, before)
+        assert all(step.t <= level <= t for level, _, _ in asked), "and then within itself"
+        before = step.x
+        asked.clear()
 
 
 @each_sampler
@@ -183,7 +208,7 @@ def test_every_number_of_steps_is_finite(sampler: Sampler[Any], any_process: Gau
     for num_steps in range(1, 51) if spacing is trailing else (1, 2, 3, 5, 8, 13, 50):
         end = walk(sampler, GAUSSIAN, any_process, x, times_of(spacing, any_process.schedule, num_steps))
         assert end.dtype == torch.float32
-        assert bool((end.abs() < 4).all()), num_steps
+        assert bool((end.abs() < 10).all()), num_steps  # polynomials of few steps overshoot
 
 
 @each_sampler
@@ -230,17 +255,17 @@ def test_a_sampler_keeps_nothing(sampler: Sampler[Any], schedule: Schedule) -> N
 
 @each_sampler
 def test_threads_may_share_a_sampler(sampler: Sampler[Any]) -> None:
-    """Four threads sharing everything give the same as one after another (C21)."""
+    """Eight threads sharing everything give the same as one after another (C21)."""
     process, starts = (
         GaussianProcess(schedule=Cosine()),
-        torch.randn(4, 2, 1, generator=torch.Generator().manual_seed(0)),
+        torch.randn(8, 2, 1, generator=torch.Generator().manual_seed(0)),
     )
     times = trailing(process.schedule, 8)
 
     def run(x: Tensor) -> Tensor:
         return walk(sampler, MIXTURE, process, x, times)
 
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(run, starts))
     for x, end in zip(starts, together, strict=True):
         assert torch.equal(end, run(x))
@@ -294,19 +319,22 @@ def test_sampling_builds_no_graph_and_leaves_gradients_on(sampler: Sampler[Any])
 
 
 def test_every_step_has_its_own_randomness() -> None:
-    """Step i, from 0, is handed ``noise.at(i)`` (documented)."""
+    """Step i, from 0, draws the numbers of ``noise.at(i)``, and walks the path of the run (documented)."""
 
     @dataclass(frozen=True)
     class Watching(DDIM):
-        seen: list[KeyedNoise]
+        seen: list[Noise]
 
         def step(self, *arguments: Any, **named: Any) -> tuple[Tensor, None]:
             self.seen.append(arguments[-1])
             return super().step(*arguments, **named)
 
-    sampler, process = Watching(seen=[]), GaussianProcess(schedule=Cosine())
+    sampler, process, like = Watching(seen=[]), GaussianProcess(schedule=Cosine()), torch.zeros(2, 3)
     walk(sampler, GAUSSIAN, process, torch.ones(2, 1), trailing(process.schedule, 4), keyed(2))
-    assert sampler.seen == [keyed(2).at(i) for i in range(3)], "the last step is the belief, and needs none"
+    assert len(sampler.seen) == 3, "the last step is the belief, and needs none"
+    for i, noise in enumerate(sampler.seen):
+        assert torch.equal(noise.normal(like), keyed(2).at(i).normal(like))
+        assert torch.equal(noise.brownian(0.1, 0.4, like), keyed(2).brownian(0.1, 0.4, like))
 
 
 @each_sampler
@@ -343,3 +371,22 @@ def test_orders_of_what_draws_is_zero() -> None:
     for sampler in (*EACH.values(), DDIM(eta=0.5)):
         moved = [sampler.step(GAUSSIAN, process, x, t, s, sampler.start(), noise)[0] for noise in (noisy, quiet)]
         assert (sampler.order == 0) is (not torch.equal(*moved))
+
+
+@given(
+    z=st.one_of(st.floats(-30, 20), st.floats(-1e-3, 1e-3)),
+    points=st.lists(st.integers(-12, 4).filter(bool), min_size=1, max_size=3, unique=True),
+)
+def test_shares_are_means_of_the_polynomial(z: float, points: list[int]) -> None:
+    """With the moments of exp(z (1 - u)), shares give the mean over [0, 1] of the polynomial through any values, and
+    solve the papers' equations R a = b; by 60-point quadrature, for long and for tiny steps.
+    """
+    nodes, weights = (torch.from_numpy(part) for part in numpy.polynomial.legendre.leggauss(60))
+    u, density = (nodes + 1) / 2, weights * torch.exp(z * (1 - nodes) / 2)
+    density = density / density.sum()
+    moments = exponential_moments(z, len(points))
+    assert moments == pytest.approx([(density * u**k).sum().item() for k in range(1, len(points) + 1)], rel=1e-9)
+    places = [point / 4 for point in points]
+    shares = torch.tensor(polynomial_shares(places, moments), dtype=torch.float64)
+    powers = torch.tensor([[place**k for place in places] for k in range(1, len(points) + 1)], dtype=torch.float64)
+    torch.testing.assert_close(powers @ shares, torch.tensor(moments, dtype=torch.float64), rtol=1e-8, atol=1e-10)

@@ -1,0 +1,1 @@
+"""Benchmarks: figures of this machine, beside a peer where one is installed."""

@@ -1,0 +1,307 @@
+"""``unstir bench sample``: what a sampler costs beside the network, and seconds to draw pictures, beside diffusers.
+
+Knows: what is timed, how ours and theirs take turns.
+Does not know: how near to the truth a sampler comes.
+
+Whoever else uses the machine disturbs both sides alike: they take turns, and medians are compared.
+"""
+
+from __future__ import annotations
+
+import importlib
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unstir.bench import theirs
+from unstir.bench.exact import linear, require_whole
+from unstir.condition import Condition
+from unstir.device import one_thread
+from unstir.diffusion.denoiser import NetworkDenoiser
+from unstir.diffusion.noise import KeyedNoise
+from unstir.diffusion.parameterization import PredictNoise
+from unstir.diffusion.process import GaussianProcess
+from unstir.diffusion.samplers import SAMPLERS, Sampler, sample
+from unstir.diffusion.spacing import trailing
+from unstir.nn.unet import UNet, UNetConfig
+from unstir.pipeline import load
+from unstir.typing import X
+
+Advance = Callable[[str, int, int], None]
+"""(stage of the work, steps done, steps in all): called often."""
+
+SHAPE = (16, 3, 32, 32)
+STEPS = 50
+REPEATS = 15
+PICTURE_REPEATS = 3
+PROMPT = "a red heart"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """A sampler of ours and the scheduler of diffusers that does the same.
+
+    Args:
+        ours: a name in ``SAMPLERS``.
+        kind: the scheduler's class.
+        config: what it is made with.
+    """
+
+    ours: str
+    kind: str
+    config: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+PEERS: dict[str, Peer] = {
+    "DDIM": Peer(ours="ddim", kind="DDIMScheduler", config={"clip_sample": False}),
+    "Euler": Peer(ours="ddim", kind="EulerDiscreteScheduler"),  # the same method in other coordinates
+    "DPM++ 2M": Peer(ours="dpm++2m", kind="DPMSolverMultistepScheduler"),
+    "Heun": Peer(ours="heun", kind="HeunDiscreteScheduler"),
+    "UniPC": Peer(ours="unipc", kind="UniPCMultistepScheduler"),
+    "DEIS": Peer(ours="deis", kind="DEISMultistepScheduler"),
+    "PLMS": Peer(ours="plms", kind="PNDMScheduler", config={"skip_prk_steps": True}),
+}
+"""By the name of the method; a line whose sampler is not in ``SAMPLERS`` is left out."""
+
+Run = Callable[[], Callable[[], object]]
+"""Makes a grid; what comes back walks it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """Median seconds of one run.
+
+    Args:
+        grid: to make the grid.
+        walk: to walk it.
+    """
+
+    grid: float
+    walk: float
+
+
+class Still(nn.Module):
+    """A network that answers at once, with the same tensor each time, and counts how often it is asked."""
+
+    def __init__(self, output: Tensor) -> None:
+        super().__init__()
+        self.in_channels = self.out_channels = output.shape[1]
+        self.output = output
+        self.calls = 0
+
+    def forward(self, x: Tensor, scalar: Tensor, condition: Condition) -> Tensor:
+        """The tensor."""
+        self.calls += 1
+        return self.output
+
+
+def our_run(sampler: Sampler[Any], network: Any, condition: Condition, x: X, num_steps: int) -> Run:
+    """Our loop around a network that predicts noise, on trailing times of DDPM's chain."""
+    process = GaussianProcess(schedule=_CHAIN)
+    denoiser = NetworkDenoiser(network, process, PredictNoise())
+    noise = KeyedNoise.from_seeds(range(x.shape[0]))
+
+    def ready() -> Callable[[], object]:
+        times = trailing(_CHAIN, num_steps)
+        return lambda: deque(sample(sampler, denoiser.given(condition), process, x, times, noise), maxlen=0)
+
+    return ready
+
+
+def their_run(scheduler: Any, network: Callable[[X, Tensor], Tensor], x: X, num_steps: int) -> Run:
+    """The loop of a diffusers pipeline around a network of (x_t, timestep)."""
+
+    def walk() -> None:
+        x_t = x * scheduler.init_noise_sigma
+        with torch.no_grad():
+            for t in scheduler.timesteps:
+                output = network(scheduler.scale_model_input(x_t, t), t)
+                x_t = scheduler.step(output, t, x_t, return_dict=False)[0]
+
+    def ready() -> Callable[[], object]:
+        scheduler.set_timesteps(num_steps)
+        return walk
+
+    return ready
+
+
+_CHAIN = linear()
+
+
+@one_thread()
+def overhead(*, steps: int = STEPS, repeats: int = REPEATS, advance: Advance) -> list[dict[str, Any]]:
+    """Microseconds a network call that a run takes around a network that takes none, and those of its grid; one thread.
+
+    Args:
+        steps: of a run.
+        repeats: runs of each, taking turns; medians are told.
+        advance: called often.
+
+    Raises:
+        ValueError: if steps or repeats is below 1.
+    """
+    require_whole("steps", [steps], 1)
+    require_whole("repeats", [repeats], 1)
+    x = KeyedNoise.from_seeds(range(SHAPE[0])).normal(torch.zeros(SHAPE))
+    network = Still(x.clone())
+    condition = Condition(kept=torch.ones(SHAPE[0], dtype=torch.bool))
+    runs: dict[tuple[str, str], Run] = {}
+    for name, peer in PEERS.items():
+        if peer.ours in SAMPLERS:
+            runs[name, "ours"] = our_run(SAMPLERS[peer.ours](), network, condition, x, steps)
+            if theirs.version() is not None:
+                runs[name, "theirs"] = their_run(_scheduler(peer), lambda x_t, t: network(x_t, t, condition), x, steps)
+    calls = {key: _calls_of(network, run) for key, run in runs.items()}
+    taken = take_turns(runs, repeats, lambda done, total: advance("overhead of samplers", done, total))
+    rows: list[dict[str, Any]] = []
+    for name, peer in PEERS.items():
+        if (name, "ours") not in runs:
+            continue
+        keys = [(name, side) for side in _SIDES]
+        own, their = (1e6 * taken[key].walk / calls[key] if key in runs else None for key in keys)
+        own_grid, their_grid = (1e6 * taken[key].grid if key in runs else None for key in keys)
+        rows.append(
+            {
+                "method": name,
+                "sampler": peer.ours,
+                **{"ours": own, "theirs": their, "ratio": _ratio(their, own)},
+                **{"ours_grid": own_grid, "theirs_grid": their_grid},
+                **{f"{side}_calls": calls.get(key) for side, key in zip(_SIDES, keys, strict=True)},
+            }
+        )
+    return rows
+
+
+_SIDES = ("ours", "theirs")
+
+
+def _scheduler(peer: Peer) -> Any:
+    return getattr(importlib.import_module("diffusers"), peer.kind)(**peer.config)
+
+
+def _calls_of(network: Still, run: Run) -> int:
+    before = network.calls
+    run()()
+    return network.calls - before
+
+
+def take_turns(
+    runs: Mapping[tuple[str, str], Run], repeats: int, advance: Callable[[int, int], None]
+) -> dict[tuple[str, str], Taken]:
+    """What each run takes: medians over rounds in which each has its turn, after one to warm up."""
+    grids: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
+    walks: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
+    for turn in range(repeats + 1):
+        for key, run in runs.items():
+            started = time.perf_counter()
+            walk = run()
+            made = time.perf_counter()
+            walk()
+            if turn:
+                grids[key].append(made - started)
+                walks[key].append(time.perf_counter() - made)
+        advance(turn + 1, repeats + 1)
+    return {key: Taken(grid=statistics.median(grids[key]), walk=statistics.median(walks[key])) for key in runs}
+
+
+def _ratio(their: float | None, own: float | None) -> float | None:
+    return None if not their or not own else their / own
+
+
+def pictures(
+    *, count: int = SHAPE[0], steps: int = STEPS, repeats: int = PICTURE_REPEATS, advance: Advance
+) -> list[dict[str, Any]]:
+    """Seconds to draw a batch of pictures; all threads that torch takes by itself, float32.
+
+    First a small U-Net of fresh weights (6 million, 32x32) by DDIM: our loop, and diffusers' DDIMScheduler around the
+    same network. Then the built-in model with its own settings, as ``unstir sample`` draws.
+
+    Args:
+        count: pictures of a batch.
+        steps: of DDIM.
+        repeats: batches of each, taking turns; medians are told.
+        advance: called often.
+
+    Raises:
+        ValueError: if a number is below 1.
+    """
+    for what, number in (("pictures", count), ("steps", steps), ("repeats", repeats)):
+        require_whole(what, [number], 1)
+    torch.manual_seed(0)
+    network = UNet(UNetConfig()).eval()
+    x = KeyedNoise.from_seeds(range(count)).normal(torch.zeros(count, *SHAPE[1:]))
+    words = torch.zeros(count, 4, dtype=torch.long)
+    with torch.no_grad():
+        condition = network.read(Condition(words=words, word_mask=torch.ones_like(words, dtype=torch.bool)))
+
+    def ask(x_t: X, t: Tensor) -> Tensor:
+        return network(x_t, t.expand(count).to(x_t) / 1000, condition)
+
+    runs: dict[tuple[str, str], Run] = {("U-Net", "ours"): our_run(SAMPLERS["ddim"](), network, condition, x, steps)}
+    if theirs.version() is not None:
+        runs["U-Net", "theirs"] = their_run(_scheduler(PEERS["DDIM"]), ask, x, steps)
+    pipe = load("builtin")
+    runs["built-in", "ours"] = lambda: lambda: pipe.sample([PROMPT] * count, seed=0, batch=count)
+    taken = take_turns(runs, repeats, lambda done, total: advance("pictures", done, total))
+    own, their = (taken[key].walk if key in runs else None for key in (("U-Net", side) for side in _SIDES))
+    defaults = pipe.model.config.sampling
+    return [
+        {
+            "what": f"{count} pictures of 32x32, U-Net of {_millions(network)} million weights, DDIM, {steps} steps",
+            "ours": own,
+            "theirs": their,
+            "ratio": _ratio(their, own),
+        },
+        {
+            "what": f"{count} pictures of the built-in model, {defaults.sampler}, {defaults.steps} steps, guidance "
+            f"{defaults.guidance_scale:g}",
+            "ours": taken["built-in", "ours"].walk,
+            "theirs": None,
+            "ratio": None,
+        },
+    ]
+
+
+def _millions(network: nn.Module) -> str:
+    return f"{sum(weight.numel() for weight in network.parameters()) / 1e6:.1f}"
+
+
+def overhead_cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """One line a method: microseconds of ours and theirs, how many times theirs is ours, and those of the grids."""
+    return [
+        [
+            row["method"],
+            row["sampler"],
+            *(_number(row[side], ".0f") for side in _SIDES),
+            _number(row["ratio"], ".2f"),
+            *(_number(row[f"{side}_grid"], ".0f") for side in _SIDES),
+        ]
+        for row in rows
+    ]
+
+
+def picture_cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """One line a measurement: seconds of ours and theirs, and how many times theirs is ours."""
+    return [[row["what"], *(_number(row[key], ".2f") for key in _SIDES), _number(row["ratio"], ".2f")] for row in rows]
+
+
+OVERHEAD_COLUMNS = (
+    "method",
+    "ours",
+    "unstir, us/call",
+    "diffusers, us/call",
+    "ratio",
+    "our grid, us",
+    "their grid, us",
+)
+PICTURE_COLUMNS = ("what", "unstir, s", "diffusers, s", "ratio")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

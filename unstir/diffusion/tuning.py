@@ -1,0 +1,284 @@
+"""Tuning: the steps that lose least on a model's own trajectories.
+
+Knows: how far a walk ends from the exact solution, and how times and weights are changed to bring it closer.
+Does not know: whose denoiser it is, what its samples show, where the steps are kept.
+
+Solvers with fixed formulas treat every model alike. Here a few samples are carried to their ends by many small steps,
+once; then the times of few steps, and the weights of ``Tuned``, which contain every linear multistep method, are fitted
+until the few steps end where the many did. Gradients go through the denoiser itself. The fit begins with
+DPM-Solver++(2M) on evenly spaced log-SNR, so it ends no worse than that.
+
+Source: fitting a sampler by gradients through its walk is due to Watson et al. 2022, arXiv:2202.05830; fitting times
+and coefficients to a teacher of many steps to Frankel et al. 2025, arXiv:2502.17423. What is minimised here, and how, is
+ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float64
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from unstir.diffusion.denoiser import Denoiser
+from unstir.diffusion.noise import BlockNoise
+from unstir.diffusion.process import GaussianProcess
+from unstir.diffusion.samplers import DPMSolverMultistep, Sampler, Tuned, sample
+from unstir.diffusion.samplers.tuned import Walked
+from unstir.diffusion.schedule import Level, Schedule
+from unstir.diffusion.spacing import uniform_log_snr
+from unstir.typing import Time, X, floats
+
+LOW, HIGH = -14.0, 16.0
+"""Log-SNR between which the exact solution is walked; beyond them nothing that a float32 could show happens."""
+
+_LOWEST = -5.5  # half log-SNR; stands for that of pure noise, which is infinite
+_ENDS = (4.4, 5.2)  # half log-SNR at which the two first guesses ask last; the fit moves them
+_TRIAL = 0.25  # share of the iterations that each first guess is given before the better one goes on
+_SMALLEST = 1e-6  # an error of this share of the data's size counts as none
+_FAR = 0.3  # weight of the logarithm of the RMS error beside the mean logarithm of the errors
+_REACH = 0.1  # scale of the free part of the weights beside that of the times
+
+
+def exact(
+    denoise: Denoiser, process: GaussianProcess, x: X, *, num_steps: int = 400, low: float = LOW, high: float = HIGH
+) -> X:
+    """Where the probability flow carries x from t = 1 to the data, by so many steps that what is left is small.
+
+    Args:
+        denoise: the model, guidance included.
+        process: of which x is a sample at t = 1.
+        x: noise.
+        num_steps: of third order, evenly spaced in log-SNR; one network call each.
+        low: log-SNR of the first step after t = 1.
+        high: log-SNR of the last step: the cleanest level that the model was trained on.
+    """
+    times = uniform_log_snr(process.schedule, num_steps, low=low, high=high)
+    return _walk(DPMSolverMultistep(max_order=3), denoise, process, x, times)
+
+
+def misses(
+    sampler: Sampler[object], times: tuple[float, ...], denoise: Denoiser, process: GaussianProcess, x: X, target: X
+) -> Float64[Tensor, "b"]:
+    """How far from its target the walk of each sample ends: the RMS over its elements."""
+    return _distance(_walk(sampler, denoise, process, x, times), target)
+
+
+def tune(
+    denoise: Denoiser,
+    process: GaussianProcess,
+    x: X,
+    num_steps: int,
+    *,
+    target: X | None = None,
+    high: float = HIGH,
+    iterations: int = 600,
+    advance: Callable[[int, int], None] | None = None,
+) -> Tuned:
+    """Steps fitted to a model: times and weights with which ``num_steps`` calls end closest to the exact solution.
+
+    What falls is the mean over samples of the logarithm of their RMS error, which no single lost sample can rule, plus
+    0.3 of the logarithm of the RMS error over all, so that none is forgotten. Both times and weights are moved together
+    by L-BFGS; weights keep an unchanging belief exact. The steps hold for this denoiser (its guidance included) and
+    this schedule; other starts of it are solved as well as those that were fitted, if there were enough of them (128
+    or more of a small law, 16 pictures).
+
+    Args:
+        denoise: the model; gradients must pass through it. It is called by ``checkpoint``, so memory is that of a call.
+        process: of which x is a sample at t = 1.
+        x: starts to fit to, in float64 where the denoiser answers in it.
+        num_steps: network calls.
+        target: where they end; without it, what ``exact`` says.
+        high: log-SNR beyond which the model is not asked.
+        iterations: of the fit at most; each costs about four walks of num_steps calls with x.
+        advance: told how many are done, and of how many.
+
+    Returns:
+        A sampler with its own ``times``: ``sample(tuned, denoise, process, x, tuned.times, noise)``.
+
+    Raises:
+        ValueError: if num_steps or iterations is below 1, or the errors are not finite from the first guess on.
+    """
+    if num_steps < 1 or iterations < 1:
+        raise ValueError(f"tuning needs at least 1 step and 1 iteration, got {num_steps} and {iterations}")
+    if num_steps == 1:
+        return Tuned(times=(1.0, 0.0), weights=())
+    target = exact(denoise, process, x, high=high) if target is None else target
+    problem = _Problem(denoise=denoise, schedule=process.schedule, x=x, target=target, limit=high / 2)
+    trial, done, total = max(1, round(_TRIAL * iterations)), 0, iterations
+
+    def told(count: int) -> None:
+        if advance is not None:
+            advance(min(done + count, total), total)
+
+    guesses: list[tuple[float, _Guess]] = []
+    for end in dict.fromkeys(min(end, high / 2 - 0.1) for end in _ENDS):
+        guesses.append(_fit(problem, _first_guess(problem, num_steps, end), trial, told))
+        done += trial
+    loss, guess = min(guesses, key=lambda fitted: fitted[0])
+    if not math.isfinite(loss):
+        raise ValueError("the errors of the first steps are not finite; look at what the denoiser says of noise")
+    guess = _fit(problem, guess, max(1, iterations - done), told)[1]
+    if advance is not None:
+        advance(total, total)
+    return problem.frozen(guess)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Guess:
+    """What is fitted: gaps between half log-SNRs (before softplus), and the free part of the weights."""
+
+    gaps: Float64[Tensor, "m"]
+    free: Float64[Tensor, "n n"]
+
+    def copy(self) -> _Guess:
+        return _Guess(gaps=self.gaps.detach().clone(), free=self.free.detach().clone())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Problem:
+    """Who is asked, from where, and where the walks should end."""
+
+    denoise: Denoiser
+    schedule: Schedule
+    x: X
+    target: X
+    limit: float
+
+    @property
+    def first(self) -> Level:
+        return self.schedule.at(torch.ones((), dtype=torch.float64))
+
+    @property
+    def lowest(self) -> float:
+        return max(self.first.log_snr.item() / 2, _LOWEST)
+
+    def half_log_snr(self, guess: _Guess) -> Float64[Tensor, "n"]:
+        """Rising from the first to below the limit, which is approached smoothly."""
+        rising = torch.cat([torch.zeros(1, dtype=torch.float64), F.softplus(guess.gaps).cumsum(0)]) + self.lowest
+        return self.limit - F.softplus(self.limit - rising, beta=8)
+
+    def levels(self, half_log_snr: Float64[Tensor, "n"]) -> Level:
+        """The levels, the first of them t = 1, with gradients: a step along the schedule's tangent of length 0."""
+        later = 2 * half_log_snr[1:]
+        here = self.schedule.at(self.schedule.time_of(later.detach()))
+        moved = (later - later.detach()) / here.dlog_snr
+        first = self.first
+
+        def joined(start: Time, rest: Time) -> Time:
+            return torch.cat([start[None], rest])
+
+        return Level(
+            t=joined(first.t, here.t + moved),
+            alpha=joined(first.alpha, here.alpha + here.dalpha * moved),
+            sigma=joined(first.sigma, here.sigma + here.dsigma * moved),
+            dalpha=joined(first.dalpha, here.dalpha),
+            dsigma=joined(first.dsigma, here.dsigma),
+        )
+
+    def weights(self, half_log_snr: Float64[Tensor, "n"], levels: Level, guess: _Guess) -> list[Float64[Tensor, "i"]]:
+        """Row i for point i = 1, 2, ...: DPM-Solver++(2M)'s, and a free part whose sum is 0."""
+        size = levels.alpha / levels.sigma
+        rows: list[Tensor] = []
+        row = torch.zeros(len(size), dtype=torch.float64)
+        ones = torch.eye(len(size), dtype=torch.float64)
+        for i in range(len(size) - 1):
+            change = size[i + 1] - size[i]
+            row = row + change * ones[i]
+            if i:
+                ratio = (half_log_snr[i + 1] - half_log_snr[i]) / (half_log_snr[i] - half_log_snr[i - 1]) / 2
+                row = row + change * ratio * (ones[i] - ones[i - 1])
+            free = guess.free[i + 1, : i + 1]
+            rows.append(row[: i + 1] + _REACH * size[i + 1] * (free - free.mean()))
+        return rows
+
+    def loss(self, guess: _Guess) -> Tensor:
+        """What the fit makes small."""
+        half_log_snr = self.half_log_snr(guess)
+        levels = self.levels(half_log_snr)
+        rows = self.weights(half_log_snr, levels, guess)
+        points = levels.unbind()
+        x_t, walked = self.x, Walked(start=self.x / points[0].sigma, beliefs=())
+        for i, level in enumerate(points):
+            walked = Walked(start=walked.start, beliefs=(*walked.beliefs, self.belief(x_t, level)))
+            if i < len(rows):
+                x_t = walked.at(points[i + 1].sigma, rows[i].unbind())
+        smallest = _SMALLEST * _size(self.target)
+        squares = _distance(walked.beliefs[-1], self.target) ** 2 + smallest**2
+        return squares.log().mean() / 2 + _FAR * squares.mean().log() / 2
+
+    def belief(self, x_t: X, level: Level) -> X:
+        """The belief, of which only what it was asked is kept for the gradient."""
+
+        def ask(x_t: X, t: Time, alpha: Time, sigma: Time) -> X:
+            at = Level(t=t, alpha=alpha, sigma=sigma, dalpha=level.dalpha, dsigma=level.dsigma)
+            return self.denoise(x_t, at).x0
+
+        asked = checkpoint(ask, x_t, level.t, level.alpha, level.sigma, use_reentrant=False)
+        return cast("X", asked)
+
+    def frozen(self, guess: _Guess) -> Tuned:
+        """The steps that a guess stands for, with weights made of their very times."""
+        with torch.no_grad():
+            half_log_snr = self.half_log_snr(guess)
+            times = self.schedule.time_of(2 * half_log_snr[1:])
+            levels = self.schedule.at(torch.cat([torch.ones(1, dtype=torch.float64), times]))
+            rows = self.weights(half_log_snr, levels, guess)
+        return Tuned(times=(*floats(levels.t), 0.0), weights=tuple(tuple(floats(row)) for row in rows))
+
+
+def _first_guess(problem: _Problem, num_steps: int, end: float) -> _Guess:
+    """Evenly spaced half log-SNR up to ``end``, and no free part."""
+    gap = torch.full((num_steps - 1,), (end - problem.lowest) / (num_steps - 1), dtype=torch.float64)
+    return _Guess(gaps=gap.expm1().log(), free=torch.zeros(num_steps, num_steps, dtype=torch.float64))
+
+
+def _fit(problem: _Problem, guess: _Guess, iterations: int, told: Callable[[int], None]) -> tuple[float, _Guess]:
+    """The best guess that L-BFGS comes by, and its loss (infinite if none was finite)."""
+    guess = guess.copy()
+    free = [guess.gaps.requires_grad_(), guess.free.requires_grad_()]
+    found: tuple[float, _Guess] = (math.inf, guess.copy())
+    asked = 0
+    optimizer = torch.optim.LBFGS(
+        free, max_iter=iterations, max_eval=iterations * 5 // 4 + 1, history_size=50, line_search_fn="strong_wolfe",
+        tolerance_grad=1e-9, tolerance_change=1e-10,
+    )  # fmt: skip
+
+    def closure() -> Tensor:
+        nonlocal found, asked
+        asked += 1
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            loss = problem.loss(guess)
+            loss.backward()
+        if not math.isfinite(loss.item()):  # a step too long: the line search must see a wall, not a hole
+            for each in free:
+                each.grad = torch.zeros_like(each)
+            return torch.full_like(loss.detach(), 1e3)
+        if loss.item() < found[0]:
+            found = (loss.item(), guess.copy())
+        told(min(asked, iterations))
+        return loss
+
+    optimizer.step(closure)
+    return found
+
+
+def _walk(sampler: Sampler[object], denoise: Denoiser, process: GaussianProcess, x: X, times: tuple[float, ...]) -> X:
+    """The end of a walk that draws nothing."""
+    *_, last = sample(sampler, denoise, process, x, times, BlockNoise(key=(0,), count=x.shape[0]))
+    return last.x
+
+
+def _distance(x: X, target: X) -> Float[Tensor, "b"]:
+    return (x - target).double().flatten(1).square().mean(1).sqrt()
+
+
+def _size(x: X) -> float:
+    return x.double().square().mean().sqrt().item()

@@ -1,0 +1,457 @@
+"""Training of a classifier: cross-entropy on spoiled pictures at random times, from a folder to its classifier.
+
+Knows: which pictures are of which class, how they are turned and spoiled, what a run folder of a classifier holds.
+Does not know: command lines, what the classifier is for.
+
+    RUN/run.json             the resolved configuration, and which data it saw
+    RUN/log.jsonl            losses, speed, held-out accuracy per quarter of t
+    RUN/checkpoints/         whole states, the newest two
+    RUN/model/               the classifier (averaged weights) as of the last checkpoint
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor, nn
+
+from unstir.classifier import Classifier, ClassifierConfig, build_classifier, class_named, save_classifier
+from unstir.config import from_dict, read_json_file, to_dict, write_text_file
+from unstir.data.transforms import to_unit
+from unstir.device import autocast, resolve_device, resolve_precision
+from unstir.diffusion.noise import KeyedNoise
+from unstir.diffusion.times import UniformTimes
+from unstir.model import ModelConfig
+from unstir.training.batches import Captioned, picture_of
+from unstir.training.checkpoint import Checkpoint, load_latest, save_checkpoint
+from unstir.training.ema import ema_decay, ema_update
+from unstir.training.log import RunLog
+from unstir.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from unstir.training.run import Outcome, RunConfig, Say, is_due, load_data, signals
+from unstir.training.trainer import EmaConfig
+from unstir.typing import Noise, Picture
+
+_TIME, _NOISE, _FLIP = range(3)  # sub-keys of a sample's randomness
+_HELD_OUT = 0x5EED  # the seed of held-out noise: not the run's, so that runs with different seeds compare
+_QUARTERS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierTraining:
+    """How a classifier is trained.
+
+    Args:
+        images: pictures to see in all.
+        batch: pictures a step.
+        seed: decides order, times, noise, flips and initial weights.
+        precision: inside the network; "auto" is bf16 where it is native.
+        flip: whether half of the pictures are mirrored, left to right.
+        optimizer: how weights move.
+        ema: how they are averaged.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+
+    images: int = 300_000
+    batch: int = 64
+    seed: int = 0
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    flip: bool = True
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse a run without pictures."""
+        if self.images < 1 or self.batch < 1:
+            raise ValueError(f"images and batch must be at least 1, got {self.images} and {self.batch}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be a whole number from 0 to {2**32 - 1}, got {self.seed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierRun:
+    """Everything that decides the training of a classifier, but for the data themselves.
+
+    Args:
+        recipe: name of the recipe that it came from.
+        data: folder or file of pictures, each with a caption that names its class.
+        classifier: what is trained.
+        training: how.
+        log: pictures between two lines in the log.
+        checkpoint: pictures between two states on the disk, each with the held-out accuracy.
+
+    Raises:
+        ValueError: if a cadence is below 1.
+    """
+
+    recipe: str = "own"
+    data: str = ""
+    classifier: ClassifierConfig
+    training: ClassifierTraining = field(default_factory=ClassifierTraining)
+    log: int = 5000
+    checkpoint: int = 50_000
+
+    def __post_init__(self) -> None:
+        """Refuse what would never, or always, be due."""
+        if min(self.log, self.checkpoint) < 1:
+            raise ValueError("every cadence must be at least 1 picture")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Labelled:
+    """Pictures in memory, each with the number of its class.
+
+    Args:
+        pictures: as bytes.
+        classes: one a picture.
+    """
+
+    pictures: UInt8[Tensor, "n c h w"]
+    classes: Int[Tensor, "n"]
+
+    @classmethod
+    def of(cls, data: Captioned, classes: Sequence[str]) -> Labelled:
+        """Pictures with the class that each one's first caption names.
+
+        Raises:
+            ValueError: if there are none, one has no caption, or a caption names no class or several.
+        """
+        if not len(data):
+            raise ValueError("there are no pictures to learn classes from; give others with --data")
+        first = [captions[0] if captions else "" for captions in data.captions]
+        number = {caption: class_named(caption, classes) for caption in dict.fromkeys(first)}
+        return cls(
+            pictures=torch.stack(list(data.pictures)), classes=torch.tensor([number[caption] for caption in first])
+        )
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.classes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierReport:
+    """What one step did.
+
+    Args:
+        images_seen: pictures seen after it.
+        loss: cross-entropy in nats, mean over the batch.
+        accuracy: share of the batch that was told right.
+        seconds: wall time of the step.
+    """
+
+    images_seen: int
+    loss: float
+    accuracy: float
+    seconds: float
+
+
+class ClassifierTrainer:
+    """A classifier in training; what is seen next is a function of the configuration and ``images_seen``.
+
+    minimise E -log p(class | x_t),   t uniform in (0, 1], or t = 0 for a classifier of clean pictures
+
+    Args:
+        classifier: whose weights to train; they are moved to the device.
+        data: what to train on.
+        config: how.
+        device: where.
+
+    Source: Dhariwal & Nichol 2021, arXiv:2105.05233, Sec. 4 and Appendix I.
+    """
+
+    def __init__(
+        self, classifier: Classifier, data: Labelled, config: ClassifierTraining, *, device: str = "auto"
+    ) -> None:
+        self.classifier, self.data, self.config = classifier, data, config
+        self.device = resolve_device(device)
+        self.precision: Literal["float32", "bf16"] = resolve_precision(config.precision, self.device)
+        self.network = classifier.network.to(self.device).requires_grad_(True)
+        self.ema_network = copy.deepcopy(self.network).requires_grad_(False)
+        self.optimizer = make_optimizer(self.network, config.optimizer)
+        self.images_seen = 0
+
+    @property
+    def ema_classifier(self) -> Classifier:
+        """The classifier with the averaged weights."""
+        return replace(self.classifier, network=self.ema_network)
+
+    def step(self) -> ClassifierReport:
+        """See one more batch.
+
+        Raises:
+            ArithmeticError: if the loss or its gradient is not finite; nothing was changed then.
+        """
+        started = time.perf_counter()
+        config = self.config
+        index = range(self.images_seen, min(self.images_seen + config.batch, config.images))
+        chosen = torch.tensor([picture_of(config.seed, i, len(self.data)) for i in index])
+        noise = KeyedNoise(keys=tuple((config.seed, i) for i in index))
+        x0, classes = to_unit(self.data.pictures[chosen].to(self.device)), self.data.classes[chosen].to(self.device)
+        if config.flip:
+            x0 = mirrored(x0, noise.at(_FLIP).uniform(torch.zeros(len(x0))).to(self.device) < 0.5)
+        classifier = self.classifier
+        schedule = classifier.config.schedule
+        t = UniformTimes().draw(schedule, len(index), noise.at(_TIME))
+        level = schedule.at(torch.zeros_like(t) if classifier.config.is_clean else t)
+        x_t = classifier.process.marginal(x0, level).sample(noise.at(_NOISE))
+        with autocast(self.device, self.precision):
+            log_probs = classifier.log_probs(x_t, level)
+        loss = F.nll_loss(log_probs, classes)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), config.optimizer.clip_norm)
+        if not bool(torch.isfinite(loss)) or not bool(torch.isfinite(norm)):
+            self.optimizer.zero_grad()
+            raise ArithmeticError(
+                f"the loss or its gradient is not finite after {self.images_seen} pictures; the last checkpoint is "
+                "untouched: resume with a lower --training.optimizer.learning_rate or in float32"
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config.optimizer, self.images_seen, config.images)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.images_seen += len(index)
+        half_life, warmup = config.ema.half_life_images, config.ema.warmup
+        decay = ema_decay(len(index), self.images_seen, half_life_images=half_life, warmup=warmup)
+        ema_update(list(self.ema_network.parameters()), list(self.network.parameters()), decay)
+        return ClassifierReport(
+            images_seen=self.images_seen,
+            loss=loss.item(),
+            accuracy=(log_probs.argmax(1) == classes).float().mean().item(),
+            seconds=time.perf_counter() - started,
+        )
+
+    def checkpoint(self) -> Checkpoint:
+        """The state, to be saved."""
+        tensors = {
+            "network": self.network.state_dict(),
+            "ema": self.ema_network.state_dict(),
+            "optimizer": self.optimizer.moments(self.network),
+        }
+        return Checkpoint(images_seen=self.images_seen, tensors=tensors, values={})
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a saved state, exactly.
+
+        Raises:
+            ValueError: if it is the state of another network.
+        """
+        try:
+            self.network.load_state_dict(checkpoint.tensors["network"])
+            self.ema_network.load_state_dict(checkpoint.tensors["ema"])
+        except (RuntimeError, KeyError) as error:
+            raise ValueError(f"the checkpoint is of another network: {str(error).splitlines()[0]}") from None
+        self.optimizer.load_moments(self.network, checkpoint.tensors["optimizer"])
+        self.images_seen = checkpoint.images_seen
+
+
+def mirrored(pictures: Picture, is_mirrored: Bool[Tensor, "b"]) -> Picture:
+    """The pictures, the chosen ones mirrored left to right."""
+    return torch.where(is_mirrored[:, None, None, None], pictures.flip(-1), pictures)
+
+
+def accuracy_by_time(classifier: Classifier, data: Labelled, *, batch: int = 128) -> dict[str, float]:
+    """The share of held-out pictures that are told right, in each quarter of t and clean.
+
+    Every picture has one time in each quarter and one noise in each, keyed by its place: evaluating twice gives the
+    same numbers. A classifier of clean pictures is asked at t = 0 alone.
+
+    Returns:
+        ``{"clean": share, "0..0.25": share, ..., "0.75..1": share}``.
+    """
+    quarters = {f"{q / _QUARTERS:g}..{(q + 1) / _QUARTERS:g}": q for q in range(_QUARTERS)}
+    asked = {"clean": -1} if classifier.config.is_clean else {"clean": -1, **quarters}
+    told: dict[str, float] = {}
+    for name, quarter in asked.items():
+        right: list[Tensor] = []
+        for start in range(0, len(data), batch):
+            rows = slice(start, start + batch)
+            classes = data.classes[rows]
+            noise = KeyedNoise(keys=tuple((_HELD_OUT, quarter + 1, i) for i in range(start, start + len(classes))))
+            guess = _log_probs_at(classifier, to_unit(data.pictures[rows]), quarter, noise).argmax(1)
+            right.append((guess.cpu() == classes).double())
+        told[name] = torch.cat(right).mean().item()
+    return told
+
+
+def _log_probs_at(classifier: Classifier, x0: Picture, quarter: int, noise: Noise) -> Float[Tensor, "b k"]:
+    t = torch.zeros(len(x0), dtype=torch.float64)
+    if quarter >= 0:
+        t = (quarter + 1 - noise.at(_TIME).uniform(t)) / _QUARTERS
+    level = classifier.config.schedule.at(t)
+    with torch.no_grad():
+        x_t = classifier.process.marginal(x0, level).sample(noise.at(_NOISE))
+        return classifier.log_probs(x_t.to(classifier.network.head.weight.device), level)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClassifierData:
+    """What a run sees, and what it is kept from.
+
+    Args:
+        train: to train on.
+        held_out: to measure the accuracy on; None where nothing is held out.
+        fingerprint: a checksum of the pictures and captions to train on.
+        lines: a summary for people.
+    """
+
+    train: Labelled
+    held_out: Labelled | None
+    fingerprint: str
+    lines: tuple[str, ...]
+
+
+def load_classes(config: ClassifierRun) -> ClassifierData:
+    """Read and decode the pictures of a run, held out as for any model (see ``load_data``).
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if the pictures cannot be used, or a caption does not name one class.
+    """
+    data = load_data(RunConfig(data=config.data, model=ModelConfig(size=config.classifier.size)))
+    classes = config.classifier.classes
+    return ClassifierData(
+        train=Labelled.of(data.train, classes),
+        held_out=Labelled.of(data.validation, classes) if len(data.validation) else None,
+        fingerprint=data.train.fingerprint(),
+        lines=data.lines,
+    )
+
+
+def execute_classifier(
+    directory: Path,
+    config: ClassifierRun,
+    data: ClassifierData,
+    *,
+    device: str = "auto",
+    say: Say = print,
+    hook: Callable[[ClassifierReport], None] = lambda report: None,
+) -> Outcome:
+    """Train, from the start or from the newest whole checkpoint in ``directory``.
+
+    Ctrl-C and SIGTERM save a checkpoint and end the run in order.
+
+    Args:
+        directory: the run folder.
+        config: what to do.
+        data: what to see.
+        device: where.
+        say: told what happens, a sentence at a time.
+        hook: called after every step.
+
+    Returns:
+        How it ended; ``held_out`` is the accuracy by time.
+
+    Raises:
+        ValueError: if the folder holds a run on other data, or a state of another network.
+        ArithmeticError: if the loss is not finite; the last checkpoint is untouched.
+        OSError: if the folder cannot be written.
+    """
+    file = directory / "run.json"
+    if file.exists() and read_classifier_run(file)[1] != data.fingerprint:
+        raise ValueError(
+            f"the pictures or captions in {config.data} are not those that {directory} was trained on; give the old "
+            "ones with --data, or start a new run"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.training.seed)
+        classifier = build_classifier(config.classifier)
+    trainer = ClassifierTrainer(classifier, data.train, config.training, device=device)
+    checkpoint = load_latest(directory / "checkpoints")
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+    if trainer.images_seen > config.training.images:
+        raise ValueError(
+            f"the run has seen {trainer.images_seen} pictures already, more than the {config.training.images} asked "
+            "for; ask for more"
+        )
+    went = [f"going on from {trainer.images_seen} pictures"] if trainer.images_seen else []
+    for line in (f"recipe: {config.recipe}", *data.lines, f"run folder: {directory.resolve()}", *went):
+        say(line)
+    directory.mkdir(parents=True, exist_ok=True)
+    content = {**to_dict(config), "fingerprint": data.fingerprint}
+    write_text_file(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    log = RunLog(directory / "log.jsonl")
+    log.rewind(trainer.images_seen)
+    told: dict[str, float] = {}
+
+    def save() -> None:
+        nonlocal told
+        told = {} if data.held_out is None else accuracy_by_time(trainer.ema_classifier, data.held_out)
+        if told:
+            log.write(trainer.images_seen, {"accuracy": told})
+            right = ", ".join(f"{name} {share:.1%}" for name, share in told.items())
+            say(f"held-out accuracy at {trainer.images_seen} pictures, by t: {right}")
+        save_checkpoint(directory / "checkpoints", trainer.checkpoint())
+        provenance = {
+            "recipe": config.recipe,
+            "images_seen": trainer.images_seen,
+            "planned_images": config.training.images,
+            "pictures": len(data.train),
+            "fingerprint": data.fingerprint,
+            "seed": config.training.seed,
+            "held_out_accuracy": told,
+        }
+        save_classifier(replace(trainer.ema_classifier, training=provenance), directory / "model")
+
+    stopped = _loop(trainer, config, log, save, hook)
+    return Outcome(images_seen=trainer.images_seen, is_finished=not stopped, signal=stopped, held_out=told)
+
+
+def _loop(
+    trainer: ClassifierTrainer,
+    config: ClassifierRun,
+    log: RunLog,
+    save: Callable[[], None],
+    hook: Callable[[ClassifierReport], None],
+) -> int:
+    """Train to the end, or until a signal came; the state is saved in both cases. The signal's number, or 0."""
+    pending: list[ClassifierReport] = []
+    with signals() as came:
+        while trainer.images_seen < config.training.images and not came:
+            before = trainer.images_seen
+            report = trainer.step()
+            pending.append(report)
+            hook(report)
+            is_last = trainer.images_seen == config.training.images
+            if is_last or is_due(before, trainer.images_seen, config.log):
+                log.write(trainer.images_seen, _mean(pending))
+                pending.clear()
+            if not is_last and is_due(before, trainer.images_seen, config.checkpoint):
+                save()
+        save()
+        return came[0] if came and trainer.images_seen < config.training.images else 0
+
+
+def _mean(reports: Sequence[ClassifierReport]) -> dict[str, Any]:
+    count = len(reports)
+    return {
+        "loss": sum(report.loss for report in reports) / count,
+        "accuracy_seen": sum(report.accuracy for report in reports) / count,
+        "steps_per_second": count / sum(report.seconds for report in reports),
+    }
+
+
+def read_classifier_run(path: Path) -> tuple[ClassifierRun, str]:
+    """The configuration in the ``run.json`` of a classifier, and the fingerprint of the data that it saw.
+
+    Raises:
+        OSError: if there is no such file.
+        ValueError: if it is damaged, or of another kind of run.
+    """
+    content = read_json_file(path)
+    fingerprint = str(content.pop("fingerprint", ""))
+    try:
+        return from_dict(ClassifierRun, content), fingerprint
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
