@@ -275,8 +275,8 @@ def canvas_of(edit: Edit, album: Album, width: int, height: int) -> Canvas:
     canvas = Canvas(pixels=pixels, mask=mask)
     if canvas.size != (width, height):
         raise ValueError(
-            f"the request is for {width}x{height}, but the canvas is {_size(pixels)}; leave the size out, or fit the "
-            "picture to it"
+            f"the request is for {width}x{height}, but the canvas is {_size(pixels)}; bring the picture to that size "
+            "with --fit crop or --fit pad"
         )
     return canvas
 

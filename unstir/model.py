@@ -74,7 +74,7 @@ def spacing_of(text: str) -> Spacing:
     if times is not None:
         return Explicit(times=times)
     grids = {**SPACINGS, **LEGACY}
-    return grids[choose(words, [*grids, "sections 10,15,20", "1,0.8,0.4"], "grid")]
+    return grids[choose(words, [*grids, "sections 10,15,20", "times such as 1,0.8,0.4"], "grid")]
 
 
 def _listed(text: str, number: type[N]) -> tuple[N, ...] | None:

@@ -73,7 +73,7 @@ class Request:
         negative: what to move away from, in the place of the learned null; empty for none.
         syntax: of prompt and negative, a name of ``SYNTAXES``: plain words, or weighted ones that may also be long.
         seed: of this picture, 0 to 2^32 - 1; with the other fields it decides the picture.
-        steps: network evaluations.
+        steps: of the grid; how often a step asks the network is the sampler's business.
         sampler: a name of ``SAMPLERS``.
         grid: as ``spacing_of`` reads it: a name of ``SPACINGS``, sections, or times.
         guidance_scale: 1 is none.
@@ -260,10 +260,7 @@ class Pipeline:
         if request.eta and request.sampler != "ddim":
             raise ValueError(f"eta belongs to the sampler ddim, got sampler {request.sampler} with eta {request.eta}")
         self._check_edit(request)
-        remedy = (
-            "leave --size out" if request.edit is None else "bring the picture to that with --fit crop or --fit pad"
-        )
-        self._check_size(request.width, request.height, remedy)
+        self._check_size(request.width, request.height, _remedy(request.edit))
         if not 0 <= request.row < request.rows <= MAX_ROWS:
             raise ValueError(f"row must be below rows, got {request.row} of {request.rows}")
         resolve_precision(request.precision, self.device)
@@ -276,7 +273,7 @@ class Pipeline:
             raise ValueError("this model was trained without dropped captions and cannot be guided; use --guidance 1")
         interval = request.guidance_interval
         if interval is not None and (len(interval) != 2 or not interval[0] < interval[1]):
-            raise ValueError(f"a guidance interval runs from low to high log-SNR, got {request.guidance_interval}")
+            raise ValueError(f"a guidance interval runs from low to high log-SNR, got {interval}; for instance -4,4")
         weak, classifier = self._others(request.steering)
         require_fit(self.model, request.steering, weak=weak, classifier=classifier)
         if classifier is not None:
@@ -758,6 +755,15 @@ def _split(settings: Editing) -> tuple[Settings, Any]:
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _remedy(edit: Edit | None) -> str:
+    """What to do about a size that the model does not draw."""
+    if edit is None:
+        return "leave --size out"
+    if edit.is_extended:
+        return "extend the picture by as much as is missing"
+    return "bring the picture to that with --fit crop or --fit pad"
 
 
 def _groups(requests: Sequence[Request], batch: int, shared: Callable[[Request], object]) -> Iterator[list[Request]]:

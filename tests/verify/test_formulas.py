@@ -10,9 +10,14 @@ import pytest
 import torch
 
 from unstir.diffusion.process import Estimate, GaussianProcess
+from unstir.diffusion.samplers import SAMPLERS
 from unstir.diffusion.schedule import Cosine, VarianceExploding
 from unstir.verify.formulas import FORMULAS, VARIANCES, Call, ancestral, ddim, dpm_solver_2m, heun
 from unstir.verify.oracles import GaussianOracle
+from unstir.verify.outcome import made
+from unstir.verify.statements import formula_of_a_step
+from unstir.verify.suite import _OURS
+from unstir.verify.target import targets_of
 
 ORACLE = GaussianOracle(mean=torch.tensor(-0.5, dtype=torch.float64), variance=torch.tensor(0.25, dtype=torch.float64))
 
@@ -29,15 +34,33 @@ def calls_of(times: list[float], schedule: Cosine | VarianceExploding) -> list[C
     return calls
 
 
-@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("dpm++2m", 2)])
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [("ddim", 1), ("dpm++2m", 2), ("dpm++3m", 3), ("unipc", 2), ("deis", 3), ("plms", 1)],
+)
 def test_local_errors_have_one_order_more(name: str, order: int) -> None:
-    """From exact points, a step of length h errs by h^(order + 1)."""
+    """From exact points, a step of length h errs by h^(order + 1), after steps of other lengths."""
     errors = []
     for h in (0.02, 0.01, 0.005):
-        calls = calls_of([0.5 + h, 0.5, 0.5 - h], Cosine())
+        calls = calls_of([0.5 + 3 * h, 0.5 + 1.5 * h, 0.5 + h, 0.5, 0.5 - h], Cosine())
         (*_, (wanted, found)) = FORMULAS[name](calls)
         errors.append((wanted - found).abs().max().item())
     assert math.log2(errors[1] / errors[2]) == pytest.approx(order + 1, abs=0.15)
+
+
+WALKED = {name: formula for name, formula in _OURS.items() if formula in FORMULAS and name != "euler"}
+
+
+@pytest.mark.parametrize("name", WALKED)
+def test_no_sampler_takes_the_steps_of_another(name: str) -> None:
+    """A watched run has the steps of its own formula and of no other, so that C16 tells them apart."""
+    target = next(
+        target for target in targets_of(name, SAMPLERS[name](), WALKED[name]) if isinstance(target.schedule, Cosine)
+    )
+    for formula in WALKED.values():
+        claimed = replace(target, promise=replace(target.promise, formula=formula))
+        outcome = made(lambda claimed=claimed: formula_of_a_step(claimed))  # a crash is a failure too
+        assert outcome.status == ("passed" if formula == WALKED[name] else "failed"), formula
 
 
 def test_heun_is_of_second_order() -> None:

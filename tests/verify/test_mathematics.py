@@ -11,13 +11,17 @@ from unstir.diffusion.objective import MinSNR
 from unstir.diffusion.parameterization import PredictV
 from unstir.diffusion.process import Estimate
 from unstir.diffusion.samplers import DDIM
-from unstir.diffusion.schedule import Tabulated
+from unstir.diffusion.schedule import RectifiedFlow, Tabulated
+from unstir.diffusion.spacing import Explicit
 from unstir.diffusion.times import UniformTimes
 from unstir.verify import mathematics
 from unstir.verify.outcome import Outcome
 
 STATEMENTS: dict[str, Callable[[], Outcome]] = {
     "C8": mathematics.zero_terminal_snr,
+    "C10": mathematics.ways_to_ask,
+    "C13": mathematics.inversion,
+    "C15": mathematics.steps_of_their_own_length,
     "C19": mathematics.ddim_identities,
     "C22b": mathematics.velocity_sign,
     "C23": mathematics.guidance_is_affine,
@@ -48,6 +52,42 @@ def noise_not_refused(patch: pytest.MonkeyPatch) -> None:
 
 def a_weight_that_explodes(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(mathematics, "WEIGHTS", {"x": lambda level: 1 / level.alpha})
+
+
+def levels_shifted_twice(patch: pytest.MonkeyPatch) -> None:
+    right = RectifiedFlow.time_of
+    patch.setattr(
+        RectifiedFlow, "time_of", lambda self, log_snr: right(self, log_snr - 2 * torch.tensor(self.shift).log())
+    )
+
+
+def times_are_rounded(patch: pytest.MonkeyPatch) -> None:
+    right = Explicit.__call__
+    patch.setattr(Explicit, "__call__", lambda self, *rest: tuple(round(t, 2) * 0.999 for t in right(self, *rest)))
+
+
+def inversion_by_index(patch: pytest.MonkeyPatch) -> None:
+    """The network is told which step it is, not at which time."""
+    right = mathematics.encode
+
+    def broken(denoise, process, x, times, iterations):
+        def by_index(x_t, level, previous=None):
+            index = min(range(len(times)), key=lambda i: abs(times[i] - level.t.item()))
+            return denoise(x_t, process.schedule.at(torch.tensor(index / 1000, dtype=torch.float64)))
+
+        return right(by_index, process, x, times, iterations=iterations)
+
+    patch.setattr(mathematics, "encode", broken)
+
+
+def inversion_of_first_order(patch: pytest.MonkeyPatch) -> None:
+    right = mathematics.encode
+    patch.setattr(mathematics, "encode", lambda *rest, iterations: right(*rest))
+
+
+def one_belief_only(patch: pytest.MonkeyPatch) -> None:
+    right = mathematics.DPMSolverMultistep
+    patch.setattr(mathematics, "DPMSolverMultistep", lambda: right(max_order=1))
 
 
 def noise_of_the_unclipped(patch: pytest.MonkeyPatch) -> None:
@@ -125,6 +165,11 @@ def times_without_the_last_step(patch: pytest.MonkeyPatch) -> None:
         ("C8", first_step_lost),
         ("C8", noise_not_refused),
         ("C8", a_weight_that_explodes),
+        ("C10", levels_shifted_twice),
+        ("C10", times_are_rounded),
+        ("C13", inversion_by_index),
+        ("C13", inversion_of_first_order),
+        ("C15", one_belief_only),
         ("C19", noise_of_the_unclipped),
         ("C19", eta_of_the_variance),
         ("C22b", wrong_sign),

@@ -25,7 +25,8 @@ from unstir.diffusion.noise import KeyedNoise
 from unstir.diffusion.process import GaussianProcess
 from unstir.diffusion.samplers import SAMPLERS, Sampler, sample
 from unstir.diffusion.schedule import Schedule
-from unstir.diffusion.spacing import SPACINGS, Spacing, uniform_log_snr
+from unstir.diffusion.spacing import SPACINGS, Spacing
+from unstir.diffusion.tuning import tune
 from unstir.typing import X
 
 Advance = Callable[[str, int, int], None]
@@ -92,7 +93,8 @@ def default_run(
         starts_for_tuning: noise at t = 1; never what is measured with.
         calls: network calls that a run may make.
     """
-    return SAMPLERS["dpm++2m"](), uniform_log_snr(schedule, calls)
+    tuned = tune(oracle, GaussianProcess(schedule=schedule), starts_for_tuning, calls)
+    return tuned, tuned.times
 
 
 @one_thread()

@@ -27,7 +27,7 @@ def edit(
     prompt: str | None = None,
     mask: Path | None = None,
     strength: float | None = None,
-    extend: str | None = None,
+    extend: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     resample: Whole | None = None,
     fit: str | None = None,
     size: str | None = None,

@@ -28,9 +28,11 @@ class Solving:
     Parameters
     ----------
     steps
-        Of the grid; one network evaluation each, two for heun and dpm++2s, three for dpm++3s (always one for the last).
+        Of the grid; the network is asked once a step, twice by heun, dpm++2s and predictor_corrector, three times by
+        dpm++3s; once in the last step by all.
     sampler
-        ancestral, ddim, dpm++2m, dpm++3m, dpm++2s, dpm++3s, unipc, unipc3, deis or plms.
+        Without fresh noise: ddim (also called euler), dpm++2m, dpm++3m, dpm++2s, dpm++3s, unipc, unipc3, deis, plms,
+        heun. With it: ancestral, euler_ancestral, dpm++2m_sde, predictor_corrector, renoise.
     grid
         The times that the sampler visits: trailing, uniform_log_snr, linspace, quadratic, karras, leading (legacy),
         "sections 10,15,20" (steps of each part of the chain, from data to noise), or times, such as 1,0.8,0.4.

@@ -34,6 +34,10 @@ from unstir.typing import Time, floats
 Spacing = Callable[[Schedule, int], tuple[float, ...]]
 """(schedule, number of steps) -> num_steps + 1 times that fall strictly from 1 to 0."""
 
+_REACH, _TABLE_REACH = 9.0, 12.0
+"""Log-SNR around 0 that is walked where nothing else is said. A table says where its model was trained, and is walked
+from end to end, unless one of them is (almost) without signal or noise."""
+
 CHAIN = 1000
 """Steps of the chain that grids made for chains assume where the schedule has none: DDPM's T."""
 
@@ -102,14 +106,18 @@ def quadratic(schedule: Schedule, num_steps: int) -> tuple[float, ...]:
     return (*_between(1.0, 1 / chain_steps(schedule), num_steps, 2), 0.0)
 
 
-def uniform_log_snr(schedule: Schedule, num_steps: int, *, low: float = -9.0, high: float = 9.0) -> tuple[float, ...]:
+def uniform_log_snr(
+    schedule: Schedule, num_steps: int, *, low: float | None = None, high: float | None = None
+) -> tuple[float, ...]:
     """Times at which the log-SNR is evenly spaced, then 0; the first is t = 1.
 
     Args:
         schedule: whose log-SNR.
         num_steps: number of steps.
         low: the log-SNR that the first step starts from, in nats, or the schedule's own at t = 1 if that is higher.
-        high: the log-SNR that the last step starts from, or the schedule's own at t = 0 if that is lower.
+            None is -9; for a table its last step, or -12 if that is higher.
+        high: the log-SNR that the last step starts from, or the schedule's own at t = 0 if that is lower. None is 9;
+            for a table its first step, or 12 if that is lower.
 
     Raises:
         ValueError: if num_steps < 1, or low to high holds nothing of the schedule.
@@ -122,7 +130,7 @@ def uniform_log_snr(schedule: Schedule, num_steps: int, *, low: float = -9.0, hi
 
 
 def karras(
-    schedule: Schedule, num_steps: int, *, low: float = -9.0, high: float = 9.0, rho: float = 7.0
+    schedule: Schedule, num_steps: int, *, low: float | None = None, high: float | None = None, rho: float = 7.0
 ) -> tuple[float, ...]:
     """Times at which (sigma/alpha)^(1/rho) is evenly spaced, then 0; the first is t = 1.
 
@@ -132,8 +140,8 @@ def karras(
     Args:
         schedule: whose sigma/alpha; it may be infinite at t = 1.
         num_steps: number of steps.
-        low: the log-SNR of s_max, in nats, or the schedule's own at t = 1 if that is higher; -9 is s = 90 (EDM has 80).
-        high: the log-SNR of s_min, or the schedule's own at t = 0 if that is lower; 9 is s = 0.011 (EDM has 0.002).
+        low: the log-SNR of s_max, as in ``uniform_log_snr``; -9 is s = 90 (EDM has 80).
+        high: the log-SNR of s_min, likewise; 9 is s = 0.011 (EDM has 0.002).
         rho: curvature.
 
     Raises:
@@ -260,7 +268,7 @@ def below(spacing: Spacing, start: float) -> Spacing:
         return spacing
 
     def part(schedule: Schedule, num_steps: int) -> tuple[float, ...]:
-        is_beyond = start <= spacing(schedule, num_steps)[-2]
+        is_beyond = start <= spacing(schedule, num_steps)[-2] * (1 + 1e-9)  # times of a log-SNR are rounded
         times = (trailing if is_beyond else spacing)(_Below(schedule, start), num_steps)
         return tuple(start * t for t in times)
 
@@ -271,11 +279,11 @@ class _Below(Schedule):
     """The part of a schedule below a time, on [0, 1]."""
 
     def __init__(self, whole: Schedule, start: float) -> None:
-        self._whole = whole
+        self.whole = whole
         self._start = start
 
     def at(self, t: Time) -> Level:
-        level = self._whole.at(self._start * t)
+        level = self.whole.at(self._start * t)
         return Level(
             t=t,
             alpha=level.alpha,
@@ -285,7 +293,7 @@ class _Below(Schedule):
         )
 
     def time_of(self, log_snr: Time) -> Time:
-        return (self._whole.time_of(log_snr) / self._start).clamp(max=1)
+        return (self.whole.time_of(log_snr) / self._start).clamp(max=1)
 
 
 def chain_steps(schedule: Schedule) -> int:
@@ -299,15 +307,27 @@ def _between(first: float, last: float, count: int, power: int = 1) -> tuple[flo
     return (first, *inner, last)[:count]
 
 
-def _within(schedule: Schedule, low: float, high: float) -> tuple[float, float]:
+def _within(schedule: Schedule, low: float | None, high: float | None) -> tuple[float, float]:
     """The part of low to high that the schedule's log-SNR has, from noise to data."""
+    lowest, highest = _usual(schedule)
     ends = floats(schedule.at(torch.tensor([1.0, 0.0], dtype=torch.float64)).log_snr)
+    low, high = lowest if low is None else low, highest if high is None else high
     first, last = max(low, ends[0]), min(high, ends[1])
     if first >= last:
         raise ValueError(
             f"log-SNR must rise from low to high within {ends[0]:.2f} to {ends[1]:.2f}, got {low} and {high}"
         )
     return first, last
+
+
+def _usual(schedule: Schedule) -> tuple[float, float]:
+    """The log-SNR from which and to which a schedule is walked where nothing else is said."""
+    if isinstance(schedule, _Below):
+        return _usual(schedule.whole)
+    if not isinstance(schedule, Tabulated):
+        return -_REACH, _REACH
+    low, high = floats(schedule.at(torch.tensor([1.0, 1 / schedule.num_steps], dtype=torch.float64)).log_snr)
+    return max(low, -_TABLE_REACH), min(high, _TABLE_REACH)
 
 
 def _at_log_snr(schedule: Schedule, values: Time) -> tuple[float, ...]:

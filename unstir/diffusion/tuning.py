@@ -8,9 +8,8 @@ once; then the times of few steps, and the weights of ``Tuned``, which contain e
 until the few steps end where the many did. Gradients go through the denoiser itself. The fit begins with
 DPM-Solver++(2M) on evenly spaced log-SNR, so it ends no worse than that.
 
-Source: fitting a sampler by gradients through its walk is due to Watson et al. 2022, arXiv:2202.05830; fitting times
-and coefficients to a teacher of many steps to Frankel et al. 2025, arXiv:2502.17423. What is minimised here, and how, is
-ours.
+Source: fitting a sampler by gradients through its walk, Watson et al. 2022, arXiv:2202.05830; fitting times and
+coefficients to a teacher of many steps, S4S 2025, arXiv:2502.17423. What is minimised here, and how, is ours.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float64
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from unstir.diffusion.denoiser import Denoiser
 from unstir.diffusion.noise import BlockNoise
@@ -41,7 +40,8 @@ LOW, HIGH = -14.0, 16.0
 _LOWEST = -5.5  # half log-SNR; stands for that of pure noise, which is infinite
 _ENDS = (4.4, 5.2)  # half log-SNR at which the two first guesses ask last; the fit moves them
 _TRIAL = 0.25  # share of the iterations that each first guess is given before the better one goes on
-_SMALLEST = 1e-6  # an error of this share of the data's size counts as none
+_ENOUGH = 0.07  # of the median error of DPM-Solver++(2M) on the first grid: what is closer gains nothing by more
+_LEAST = 1e-9  # of that, where the first grid is exact already
 _FAR = 0.3  # weight of the logarithm of the RMS error beside the mean logarithm of the errors
 _REACH = 0.1  # scale of the free part of the weights beside that of the times
 
@@ -64,7 +64,7 @@ def exact(
 
 
 def misses(
-    sampler: Sampler[object], times: tuple[float, ...], denoise: Denoiser, process: GaussianProcess, x: X, target: X
+    sampler: Sampler[Any], times: tuple[float, ...], denoise: Denoiser, process: GaussianProcess, x: X, target: X
 ) -> Float64[Tensor, "b"]:
     """How far from its target the walk of each sample ends: the RMS over its elements."""
     return _distance(_walk(sampler, denoise, process, x, times), target)
@@ -84,8 +84,9 @@ def tune(
     """Steps fitted to a model: times and weights with which ``num_steps`` calls end closest to the exact solution.
 
     What falls is the mean over samples of the logarithm of their RMS error, which no single lost sample can rule, plus
-    0.3 of the logarithm of the RMS error over all, so that none is forgotten. Both times and weights are moved together
-    by L-BFGS; weights keep an unchanging belief exact. The steps hold for this denoiser (its guidance included) and
+    0.3 of the logarithm of the RMS error over all, so that none is forgotten; and what is far closer than
+    DPM-Solver++(2M) comes is left alone for what is not. Times and weights are moved together by L-BFGS; the weights
+    keep an unchanging belief exact. The steps hold for this denoiser (its guidance included) and
     this schedule; other starts of it are solved as well as those that were fitted, if there were enough of them (128
     or more of a small law, 16 pictures).
 
@@ -110,7 +111,11 @@ def tune(
     if num_steps == 1:
         return Tuned(times=(1.0, 0.0), weights=())
     target = exact(denoise, process, x, high=high) if target is None else target
-    problem = _Problem(denoise=denoise, schedule=process.schedule, x=x, target=target, limit=high / 2)
+    plain = uniform_log_snr(process.schedule, num_steps, high=min(high, 9.0))
+    enough = _ENOUGH * misses(DPMSolverMultistep(), plain, denoise, process, x, target).median().item()
+    problem = _Problem(
+        denoise=denoise, schedule=process.schedule, x=x, target=target, limit=high / 2, enough=max(enough, _LEAST)
+    )
     trial, done, total = max(1, round(_TRIAL * iterations)), 0, iterations
 
     def told(count: int) -> None:
@@ -150,6 +155,7 @@ class _Problem:
     x: X
     target: X
     limit: float
+    enough: float
 
     @property
     def first(self) -> Level:
@@ -208,9 +214,8 @@ class _Problem:
         for i, level in enumerate(points):
             walked = Walked(start=walked.start, beliefs=(*walked.beliefs, self.belief(x_t, level)))
             if i < len(rows):
-                x_t = walked.at(points[i + 1].sigma, rows[i].unbind())
-        smallest = _SMALLEST * _size(self.target)
-        squares = _distance(walked.beliefs[-1], self.target) ** 2 + smallest**2
+                x_t = walked.at(points[i + 1].sigma, rows[i])
+        squares = _distance(walked.beliefs[-1], self.target) ** 2 + self.enough**2
         return squares.log().mean() / 2 + _FAR * squares.mean().log() / 2
 
     def belief(self, x_t: X, level: Level) -> X:
@@ -220,8 +225,7 @@ class _Problem:
             at = Level(t=t, alpha=alpha, sigma=sigma, dalpha=level.dalpha, dsigma=level.dsigma)
             return self.denoise(x_t, at).x0
 
-        asked = checkpoint(ask, x_t, level.t, level.alpha, level.sigma, use_reentrant=False)
-        return cast("X", asked)
+        return cast("X", checkpoint(ask, x_t, level.t, level.alpha, level.sigma, use_reentrant=False))
 
     def frozen(self, guess: _Guess) -> Tuned:
         """The steps that a guess stands for, with weights made of their very times."""
@@ -270,7 +274,7 @@ def _fit(problem: _Problem, guess: _Guess, iterations: int, told: Callable[[int]
     return found
 
 
-def _walk(sampler: Sampler[object], denoise: Denoiser, process: GaussianProcess, x: X, times: tuple[float, ...]) -> X:
+def _walk(sampler: Sampler[Any], denoise: Denoiser, process: GaussianProcess, x: X, times: tuple[float, ...]) -> X:
     """The end of a walk that draws nothing."""
     *_, last = sample(sampler, denoise, process, x, times, BlockNoise(key=(0,), count=x.shape[0]))
     return last.x
@@ -278,7 +282,3 @@ def _walk(sampler: Sampler[object], denoise: Denoiser, process: GaussianProcess,
 
 def _distance(x: X, target: X) -> Float[Tensor, "b"]:
     return (x - target).double().flatten(1).square().mean(1).sqrt()
-
-
-def _size(x: X) -> float:
-    return x.double().square().mean().sqrt().item()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,14 +22,24 @@ from unstir.diffusion.noise import KeyedNoise
 from unstir.diffusion.objective import WEIGHTS, MinSNR, Simple, weight_noise, weight_x0
 from unstir.diffusion.parameterization import Affine, Parameterization, PredictNoise, PredictV, PredictX0
 from unstir.diffusion.process import Estimate, GaussianProcess
-from unstir.diffusion.samplers import DDIM, Ancestral, Sampler, sample
-from unstir.diffusion.schedule import Cosine, Level, LinearBeta, Schedule, Tabulated, linear_betas
-from unstir.diffusion.spacing import trailing
+from unstir.diffusion.samplers import DDIM, Ancestral, DPMSolverMultistep, Sampler, encode, sample
+from unstir.diffusion.schedule import (
+    Cosine,
+    Level,
+    LinearBeta,
+    RectifiedFlow,
+    Schedule,
+    Tabulated,
+    VarianceExploding,
+    linear_betas,
+)
+from unstir.diffusion.spacing import Explicit, karras, trailing
 from unstir.diffusion.times import Times, UniformTimes
 from unstir.typing import Noise, Time, X
-from unstir.verify.oracles import GaussianOracle
+from unstir.verify.oracles import GaussianOracle, observed_orders
 from unstir.verify.outcome import Outcome, failed_if
 
+_TABLE = Tabulated.from_betas(linear_betas(1000))
 _LAW = GaussianOracle(mean=torch.tensor(-0.5, dtype=torch.float64), variance=torch.tensor(2.25, dtype=torch.float64))
 
 
@@ -69,6 +80,22 @@ class Echo(nn.Module):
     def forward(self, x: Tensor, scalar: Tensor, condition: object) -> Tensor:
         """Its input."""
         return x
+
+
+class Listener(nn.Module):
+    """A network that says half of what it hears, and notes the numbers that it is told."""
+
+    in_channels = 1
+    out_channels = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[float] = []
+
+    def forward(self, x: Tensor, scalar: Tensor, condition: object) -> Tensor:
+        """Half of its input."""
+        self.heard.append(scalar[0].item())
+        return x / 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +160,65 @@ def ddim_identities() -> Outcome:
     apart = (ends[0] - ends[1]).abs().max().item()
     measured = f"clipped: off by {worst:.1g}; eta = 1: {apart:.1g} from the chain"
     return failed_if(not max(worst, apart) < 1e-9, measured, "equal to rounding")
+
+
+def ways_to_ask() -> Outcome:
+    """A grid given by its times, or by the log-SNR of its levels, is the grid that the spacing makes."""
+    worst, found = 0.0, list[str]()
+    for schedule in (Cosine(), LinearBeta(), RectifiedFlow(shift=3.0), _TABLE, VarianceExploding()):
+        times = trailing(schedule, 10)
+        levels = schedule.at(torch.tensor(times, dtype=torch.float64))
+        ways = {
+            "times": torch.tensor(Explicit(times=times)(schedule, 10), dtype=torch.float64),
+            "log-SNR": schedule.time_of(levels.log_snr),
+        }
+        for name, asked in ways.items():
+            level = schedule.at(asked)
+            apart = level.sigma / (level.alpha + level.sigma) - levels.sigma / (levels.alpha + levels.sigma)
+            off = apart.abs().max().item()
+            worst = max(worst, off)
+            found += [] if off < 1e-7 else [f"{type(schedule).__name__} by {name}: noise share off by {off:.2g}"]
+    return failed_if(found, "; ".join(found) or f"noise share off by {worst:.1g}", "the same levels")
+
+
+def inversion() -> Outcome:
+    """Encoding tells the network the numbers that sampling tells it there, and sampling leads back to the source."""
+    found: list[str] = []
+    worst = 0.0
+    for schedule in (_TABLE, Cosine()):
+        process, network = GaussianProcess(schedule=schedule), Listener()
+        denoiser: NetworkDenoiser[Any] = NetworkDenoiser(network, process, PredictX0())
+        denoise, times = denoiser.given(None), trailing(schedule, 10)
+        x = torch.tensor([[[0.7]], [[-0.4]]], dtype=torch.float64)
+        *_, end = encode(denoise, process, x, times[::-1], iterations=40)
+        asked, network.heard = list(dict.fromkeys(network.heard)), []
+        *_, back = sample(DDIM(), denoise, process, end.x, times, KeyedNoise.from_seeds([0, 1]))
+        if asked != network.heard[::-1]:
+            found.append(f"the network is told {asked[:2]}..., in sampling {network.heard[:-3:-1]}...")
+        worst = max(worst, (back.x - x).abs().max().item())
+    if not worst < 1e-9:
+        found.append(f"comes back off by {worst:.2g}")
+    measured = "; ".join(found) or f"the same numbers; comes back off by {worst:.1g}"
+    return failed_if(found, measured, "the same numbers, and the source")
+
+
+def steps_of_their_own_length() -> Outcome:
+    """2M is of second order on Karras' grid, and of first with the last step's length in the place of this one's."""
+    schedule = VarianceExploding()
+    process = GaussianProcess(schedule=schedule)
+    errors: dict[str, list[float]] = {"ours": [], "with h_last": []}
+    for num_steps in (32, 64, 128):
+        times = karras(schedule, num_steps)[:-1]
+        levels = schedule.at(torch.tensor(times, dtype=torch.float64))
+        x = levels.sigma[0] * torch.tensor([[-1.0], [0.3], [1.5]], dtype=torch.float64)
+        exact = _LAW.flow(x, levels[0], levels[num_steps - 1])
+        *_, ours = sample(DPMSolverMultistep(), _LAW, process, x, times, KeyedNoise.from_seeds(range(3)))
+        for name, end in (("ours", ours.x), ("with h_last", _second_order_by_h_last(x, list(levels.unbind())))):
+            errors[name].append((end - exact).abs().max().item())
+    orders = {name: observed_orders(measured)[-1] for name, measured in errors.items()}
+    measured = ", ".join(f"{name} {order:.2f}" for name, order in orders.items())
+    is_wrong = not (abs(orders["ours"] - 2) < 0.2 and abs(orders["with h_last"] - 1) < 0.2)
+    return failed_if(is_wrong, f"order {measured}", "ours 2, with h_last 1")
 
 
 def velocity_sign() -> Outcome:
@@ -223,6 +309,20 @@ def _walk(sampler: Sampler[Any], process: GaussianProcess, x: X) -> X:
     times: Sequence[float] = trailing(process.schedule, 50)
     *_, last = sample(sampler, _LAW, process, x, times, KeyedNoise.from_seeds([3, 4]))
     return last.x
+
+
+def _second_order_by_h_last(x: X, levels: Sequence[Level]) -> X:
+    """DPM-Solver++(2M) with the slip that was proposed as its mend: the step is as long as the last one was."""
+    h_last, before = None, x
+    for t, s in pairwise(levels):
+        h, x0 = (s.log_snr - t.log_snr).item() / 2, _LAW(x, t).x0
+        direction = x0
+        if h_last is not None:
+            share = h / (2 * h_last)
+            direction = (1 + share) * x0 - share * before
+        length = h if h_last is None else h_last
+        x, before, h_last = s.sigma / t.sigma * x - s.alpha * math.expm1(-length) * direction, x0, h
+    return x
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -26,7 +26,7 @@ from unstir.diffusion.noise import KeyedNoise
 from unstir.diffusion.process import Estimate
 from unstir.diffusion.schedule import Level
 from unstir.typing import X
-from unstir.verify import mathematics
+from unstir.verify import drawing, mathematics
 from unstir.verify.formulas import FORMULAS, VARIANCES, ancestral, ddim
 from unstir.verify.observe import Call, Pattern, certain, is_at, log_snrs, observe, visited
 from unstir.verify.oracles import GaussianOracle, MixtureOracle
@@ -38,6 +38,7 @@ _RUNS = (20, 50, 1, 2, 3, 7, 10, 13)
 _UNEVEN = (7, 13, 53)  # do not divide 1000
 _HALVING = (20, 40, 100, 200)  # divide 1000, so that a grid of whole steps stays even, and have a tenth
 _MANY = 65536  # numbers that a spread is measured on
+_SOME = 4096  # numbers that a share is measured on, for there the truth may be large
 _FAR = 5.0  # standard errors that chance may go
 
 _GAUSSIAN = GaussianOracle(
@@ -54,7 +55,7 @@ _STARTS = torch.tensor([[-1.6], [-0.7], [0.4], [1.3]], dtype=torch.float64)  # s
 def next_level(target: Target) -> Outcome:
     """With a certain belief a step is x_s = a x_t + b x0; a and b tell from which level to which it goes."""
     is_stochastic = target.promise.is_stochastic
-    shape, scale = ((1, 1, _MANY), 100.0) if is_stochastic else ((2, 1, 32), target.promise.clip or 1.0)
+    shape, scale = ((1, 1, _SOME), 400.0) if is_stochastic else ((2, 1, 32), target.promise.clip or 1.0)
     pattern = Pattern.of(*shape, scale=scale if is_stochastic else scale / 4)
     found: list[str] = []
     worst = 0.0
@@ -433,12 +434,24 @@ STATEMENTS: dict[str, Statement] = {
     "C9": Statement(
         sentence="All steps of the chain are the chain of training; a shift is applied once.", on_target=whole_chain
     ),
-    "C10": Statement(sentence="Custom times and custom noise levels describe the same grid.", on_target=ways_agree),
+    "C10": Statement(
+        sentence="Custom times and custom noise levels describe the same grid.",
+        on_target=ways_agree,
+        on_unstir=mathematics.ways_to_ask,
+    ),
     "C11": Statement(sentence="The smallest noise survives in half precision.", on_target=half_precision),
     "C12": Statement(
         sentence="Noise added and removed with a certain belief gives back the source.", on_target=source_comes_back
     ),
+    "C13": Statement(
+        sentence="Inversion asks at the levels that sampling asks at, and sampling leads back.",
+        on_unstir=mathematics.inversion,
+    ),
     "C14": Statement(sentence="The error falls with the promised order.", on_target=order_of_convergence),
+    "C15": Statement(
+        sentence="2M takes a step's own length; the last one's in its place costs an order.",
+        on_unstir=mathematics.steps_of_their_own_length,
+    ),
     "C16": Statement(sentence="Every step is the one of the paper's formula.", on_target=formula_of_a_step),
     "C17": Statement(sentence="The last step, to sigma = 0, returns the belief.", on_target=ends_at_the_belief),
     "C18": Statement(sentence="The result is finite for every N from 1 to 50.", on_target=finite_for_every_number),
@@ -448,7 +461,11 @@ STATEMENTS: dict[str, Statement] = {
         on_unstir=mathematics.ddim_identities,
     ),
     "C20": Statement(sentence="No state survives a run.", on_target=keeps_nothing),
-    "C21": Statement(sentence="Eight threads that share it get what one gets.", on_target=threads),
+    "C21": Statement(
+        sentence="Eight threads that share it get what one gets.",
+        on_target=threads,
+        on_unstir=drawing.threads_share_a_model,
+    ),
     "C22": Statement(
         sentence="Drawn noise keeps the level's spread, is each row's own, and is not added at the end.",
         on_target=noise_of_a_step,
@@ -460,8 +477,30 @@ STATEMENTS: dict[str, Statement] = {
         sentence="Guidance is affine in its scale; 0 and 1 are the two beliefs bit for bit.",
         on_unstir=mathematics.guidance_is_affine,
     ),
+    "C24": Statement(
+        sentence="Nothing is dropped in drawing; two identical calls are equal.", on_unstir=drawing.nothing_is_dropped
+    ),
+    "C25": Statement(
+        sentence="Guidance acts on every channel, in each of its kinds.", on_unstir=drawing.guidance_on_all_channels
+    ),
+    "C26": Statement(
+        sentence="Rescaled guidance reaches every sampler, and no contrast is no infinity.",
+        on_unstir=drawing.rescaling_reaches_all,
+    ),
+    "C27": Statement(sentence="Sampling's null is the null of training.", on_unstir=drawing.one_null),
+    "C28": Statement(
+        sentence="What is dropped has no influence at all, and as often as was asked for.",
+        on_unstir=drawing.dropped_has_no_influence,
+    ),
+    "C29": Statement(
+        sentence="Strength 0 is the picture, strength 1 is text to picture, bit for bit.",
+        on_unstir=drawing.ends_of_strength,
+    ),
     "C30": Statement(sentence="Started in the middle, exactly the remaining steps are run.", on_target=started_late),
     "C31": Statement(sentence="No noise is left when only few steps are run.", on_target=no_noise_is_left),
+    "C32": Statement(
+        sentence="What is not painted stays bit for bit; no painted pixel is lost.", on_unstir=drawing.kept_pixels
+    ),
     "C33": Statement(
         sentence="A weight is one of the error on x0, whatever the network predicts.",
         on_unstir=mathematics.weights_are_invariant,
@@ -521,7 +560,7 @@ def _drawn_off(pattern: Pattern, s: Call, scale: float) -> float:
     """How far the share of the truth is from that of the level, beyond what chance explains."""
     if s.alpha == 0:
         return 0.0
-    chance = _FAR * s.sigma / s.alpha / scale / math.sqrt(_MANY)
+    chance = _FAR * s.sigma / s.alpha / scale / math.sqrt(_SOME)
     off = abs(pattern.place(s.x).alpha / s.alpha - 1)
     return max(0.0, off - chance) if math.isfinite(off) else math.nan
 

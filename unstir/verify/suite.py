@@ -23,7 +23,12 @@ from unstir.verify.outcome import Outcome, Status, made, not_applicable
 from unstir.verify.statements import STATEMENTS
 from unstir.verify.target import Case, targets_of
 
-_OURS: dict[str, str] = {"ancestral": "ancestral", "ddim": "ddim", "dpm++2m": "dpm++2m"}
+_OURS: dict[str, str] = {
+    **{name: name for name in ("ancestral", "ddim", "dpm++2m", "dpm++3m", "unipc", "unipc3", "deis", "plms")},
+    "euler": "ddim",
+    "euler_ancestral": "ancestral",
+    "heun": "heun, reach 2",
+}
 """The formula in ``FORMULAS`` or ``VARIANCES`` that a sampler takes its steps by, where one is known here."""
 
 UNSTIR = "unstir"

@@ -7,9 +7,10 @@ Does not know: how the times and weights were found (``unstir.diffusion.tuning``
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from unstir.diffusion.denoiser import Denoiser
@@ -26,12 +27,9 @@ class Walked:
     start: X
     beliefs: tuple[X, ...]
 
-    def at(self, sigma: Time, weights: Iterable[float | Tensor]) -> X:
+    def at(self, sigma: Time, weights: Float64[Tensor, "i"]) -> X:
         """The sum of the start and the weighted beliefs, times sigma: differentiable in all of them."""
-        total = self.start
-        for weight, x0 in zip(weights, self.beliefs, strict=True):
-            total = total + weight * x0
-        return sigma * total
+        return sigma * (self.start + torch.einsum("i,i...->...", weights.to(self.start), torch.stack(self.beliefs)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,4 +99,4 @@ class Tuned(Sampler[Walked | None]):
                 "for their own times from the first on, so take another sampler for any others"
             )
         walked = Walked(start=walked.start, beliefs=(*walked.beliefs, denoise(x_t, t).x0))
-        return walked.at(s.sigma, self.weights[i]), walked
+        return walked.at(s.sigma, torch.tensor(self.weights[i], dtype=torch.float64)), walked
