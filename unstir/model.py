@@ -11,7 +11,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,7 +36,7 @@ from unstir.diffusion.parameterization import (
     PredictX0,
 )
 from unstir.diffusion.process import PROCESSES, Process
-from unstir.diffusion.samplers import SAMPLERS
+from unstir.diffusion.samplers import SAMPLERS, Tuned
 from unstir.diffusion.schedule import SCHEDULES, RectifiedFlow, Schedule
 from unstir.diffusion.spacing import LEGACY, SPACINGS, Explicit, Sections, Spacing
 from unstir.nn import NETWORKS, DiTConfig
@@ -46,6 +46,9 @@ N = TypeVar("N", int, float)
 
 FORMAT = 1
 """Version of ``unstir.json``; a change of meaning adds one and a migration."""
+
+STEPS = "steps.json"
+"""File of a model folder with its tuned steps, and the checksum of the weights that they were made for."""
 
 KINDS = {"model": "a model that draws", "classifier": "a classifier"}
 """What a folder with an ``unstir.json`` may hold."""
@@ -205,6 +208,7 @@ class Model:
         training: how it was trained, for people to read: recipe, data, images, held-out loss.
         taught: captions that it was trained on, for people to read.
         checksum: sha256 of its weights file; empty while it has none.
+        tuned: steps that were fitted to it, one set a number of steps; they are what it is sampled with by default.
     """
 
     config: ModelConfig
@@ -213,6 +217,7 @@ class Model:
     training: dict[str, Any] = field(default_factory=dict[str, Any])
     taught: tuple[str, ...] = ()
     checksum: str = ""
+    tuned: tuple[Tuned, ...] = ()
 
     @property
     def num_parameters(self) -> int:
@@ -301,6 +306,8 @@ def save_model(
         (temporary / "README.md").write_text(card(model), "utf-8")
         if model.taught:
             (temporary / "taught.json").write_text(json.dumps(model.taught, indent=0, ensure_ascii=False), "utf-8")
+        if model.tuned and weights is None:
+            (temporary / STEPS).write_text(_told_steps(model.tuned, checksum_of(temporary / "model.safetensors")), "utf-8")
 
 
 @contextmanager
@@ -351,6 +358,7 @@ def load_model(directory: Path) -> Model:
     return replace(
         model,
         taught=tuple(json.loads(taught.read_text("utf-8"))) if taught.is_file() else (),
+        tuned=_read_steps(directory / STEPS, checksum),
         checksum=checksum,
     )
 
@@ -418,6 +426,37 @@ def checked_weights(directory: Path, expected: str) -> tuple[Path, str]:
             f"{weights} is damaged: its checksum is not the one in unstir.json; copy the model folder again"
         )
     return weights, checksum
+
+
+def save_steps(model: Model, directory: Path) -> None:
+    """Write the tuned steps of a model into its folder, in one rename.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    temporary = directory / f".{STEPS}.new"
+    try:
+        temporary.write_text(_told_steps(model.tuned, model.checksum), "utf-8")
+        os.replace(temporary, directory / STEPS)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _told_steps(tuned: Sequence[Tuned], checksum: str) -> str:
+    return json.dumps({"checksum": checksum, "tuned": [to_dict(steps) for steps in tuned]}) + "\n"
+
+
+def _read_steps(path: Path, checksum: str) -> tuple[Tuned, ...]:
+    """The steps in a file; none where it was made for other weights, as after more training."""
+    if not path.is_file():
+        return ()
+    found = read_json_file(path)
+    if found.get("checksum") != checksum:
+        return ()
+    try:
+        return tuple(from_dict(Tuned, steps) for steps in found["tuned"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); remove it, or make it anew with unstir tune") from None
 
 
 def load_weights(network: nn.Module, path: Path) -> None:

@@ -31,7 +31,7 @@ from unstir.diffusion.blending import between, slerp
 from unstir.diffusion.denoiser import Denoiser
 from unstir.diffusion.noise import KeyedNoise
 from unstir.diffusion.process import Estimate, GaussianProcess, Process
-from unstir.diffusion.samplers import DDIM, SAMPLERS, encode, sample
+from unstir.diffusion.samplers import DDIM, SAMPLERS, Tuned, encode, sample
 from unstir.diffusion.schedule import Level, Tabulated
 from unstir.diffusion.spacing import SPACINGS, below
 from unstir.diffusion.tiling import seamless
@@ -53,6 +53,9 @@ from unstir.model import Model, load_model, spacing_of, steps_of
 from unstir.steering import TILTED, Steering, Told, denoiser_of, process_of, require_fit
 from unstir.typing import X, floats
 
+TUNED = "tuned"
+"""Name of the sampler, and of the grid, that were fitted to the model."""
+
 MAX_SEED = 2**32 - 1
 MAX_STEPS = 1000
 MAX_ROWS = 4096
@@ -61,7 +64,9 @@ BATCH = 8
 
 BUILTIN = Path(__file__).parent / "builtin"
 SYNTAXES = ("plain", "weighted")
-_START, _STEPS, _CODEC = 0, 1, 2  # sub-keys of a picture's randomness
+_START, _STEPS, _CODEC, _TUNING = 0, 1, 2, 3  # sub-keys of a picture's randomness
+_MOST_WITHIN = 50  # steps: more show nothing more
+_EXACT = 200  # steps of the walks that tuned steps are fitted to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,9 +236,15 @@ class Pipeline:
         said = {key: value for key, value in settings.items() if value is not None}
         if said.get("precision") == "auto":
             said["precision"] = self.precision
-        if "grid" in said and "steps" not in said:
+        if TUNED in (said.get("sampler"), said.get("grid")):
+            said = {"sampler": TUNED, "grid": TUNED, **said}
+        elif "grid" in said and "steps" not in said:
             said["steps"] = steps_of(spacing_of(str(said["grid"]))) or defaults.steps
-        return self._with_weights(self.check(replace(base, **said)))
+        wanted = replace(base, **said)
+        if not said.keys() & {"sampler", "grid", "eta"} and _is_from_noise(wanted):
+            tuned = replace(wanted, sampler=TUNED, grid=TUNED)
+            wanted = wanted if self._tuned(tuned) is None else tuned
+        return self._with_weights(self.check(wanted))
 
     def check(self, request: Request) -> Request:
         """The request, if this model can draw it.
@@ -251,8 +262,11 @@ class Pipeline:
             raise ValueError(f"seed must be a whole number from 0 to {MAX_SEED}, got {request.seed}")
         if not _is_whole(request.steps) or not 1 <= request.steps <= MAX_STEPS:
             raise ValueError(f"steps must be a whole number from 1 to {MAX_STEPS}, got {request.steps}")
-        choose(request.sampler, SAMPLERS, "sampler")
-        self._check_grid(request.grid, request.steps)
+        if TUNED in (request.sampler, request.grid):
+            self._check_tuned(request)
+        else:
+            choose(request.sampler, SAMPLERS, "sampler")
+            self._check_grid(request.grid, request.steps)
         if self.model.config.process == "binomial" and request.sampler != "ancestral":
             raise ValueError(f"this model draws bits, which {request.sampler} cannot; use --sampler ancestral")
         self._check_guidance(request)
@@ -295,6 +309,24 @@ class Pipeline:
         """The request with the checksums of the models that it names."""
         weights = tuple("" if other is None else other.checksum for other in self._others(request.steering))
         return replace(request, steering=replace(request.steering, weights=weights))
+
+    def _tuned(self, request: Request) -> Tuned | None:
+        """The steps fitted to the model that a request asks for, or that there are for its number of steps."""
+        if request.sampler != TUNED:
+            return None
+        return next((steps for steps in self.model.tuned if steps.num_steps == request.steps), None)
+
+    def _check_tuned(self, request: Request) -> None:
+        if request.sampler != request.grid:
+            raise ValueError(
+                f"tuned steps have their own grid, got sampler {request.sampler} and grid {request.grid}; leave one out"
+            )
+        if self._tuned(request) is None:
+            counts = ", ".join(str(steps.num_steps) for steps in self.model.tuned)
+            told = f"has them for {counts}" if counts else "has none; unstir tune makes them"
+            raise ValueError(f"there are no {request.steps} tuned steps: this model {told}")
+        if not _is_from_noise(request):
+            raise ValueError("tuned steps start in noise and are walked once; take another sampler for this edit")
 
     def _check_grid(self, grid: str, steps: int) -> None:
         spacing, schedule = spacing_of(grid), self.model.process.schedule
@@ -531,6 +563,96 @@ class Pipeline:
         _canvases(first, album)
         return [replace(first, blend=replace(blend, share=share)) for share in shares(frames)], album
 
+    def within(
+        self, requests: Sequence[Request], seconds: float, *, batch: int = BATCH, album: Album | None = None
+    ) -> list[Request]:
+        """The requests with a solver and as many steps as can be drawn in that time, all together.
+
+        One network call is measured at the shape that they are drawn in (a first one is for warming up), and counted
+        in. Tuned steps are taken where there are some that fit, else the model's own sampler, with at most 50 steps;
+        a single step is always taken.
+
+        Args:
+            requests: as ``request`` makes them.
+            seconds: for all of them.
+            batch: as in ``run``.
+            album: as in ``run``.
+
+        Raises:
+            ValueError: if there are no seconds.
+        """
+        if not 0 < seconds < math.inf:
+            raise ValueError(f"pictures are drawn within some seconds, got {seconds}; for instance --within 2")
+        started = time.perf_counter()
+        groups = list(_groups(requests, batch, self._shared))
+        group = groups[0]
+        noise = KeyedNoise.from_seeds([request.seed for request in group])
+        way, walked, _ = self._way(group, _canvases(group[0], album or {}), noise)
+        level = walked.schedule.at(torch.tensor(way.times[0], dtype=torch.float64))
+        call = 0.0
+        for _ in range(2):
+            before = time.perf_counter()
+            with torch.no_grad():
+                float(way.denoise(way.x, level).x0.sum())  # a device is waited for
+            call = time.perf_counter() - before
+        left = seconds - (time.perf_counter() - started)
+        steps = max(1, min(_MOST_WITHIN, int(left / (call * len(groups)))))
+        tuned = [own.num_steps for own in self.model.tuned if own.num_steps <= steps]
+        defaults = self.model.config.sampling
+        if tuned and all(_is_from_noise(request) for request in requests):
+            chosen = [replace(request, steps=max(tuned), sampler=TUNED, grid=TUNED) for request in requests]
+        else:
+            grid = defaults.grid if steps_of(spacing_of(defaults.grid)) is None else "trailing"
+            chosen = [
+                replace(request, steps=steps, sampler=defaults.sampler, grid=grid)
+                if request.sampler == TUNED or request.blend is None
+                else replace(request, steps=steps)
+                for request in requests
+            ]
+        return [self.check(request) for request in chosen]
+
+    def tune(
+        self,
+        num_steps: int,
+        prompts: Sequence[str],
+        *,
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        iterations: int = 200,
+        advance: Callable[[int, int], None] | None = None,
+    ) -> Tuned:
+        """So many steps fitted to this model, on pictures of these prompts; see ``unstir.diffusion.tuning``.
+
+        Args:
+            num_steps: of the walk.
+            prompts: one picture each.
+            seed: of the first picture; they are other pictures than those of this seed without tuning.
+            guidance_scale: that the steps are for; None is the model's own.
+            iterations: of the fit.
+            advance: told how many are done, and of how many.
+
+        Raises:
+            ValueError: as ``request``; if the model draws bits.
+        """
+        from unstir.diffusion.tuning import exact, tune
+
+        if self.model.config.process == "binomial":
+            raise ValueError("this model draws bits, whose steps are no integration; there is nothing to tune")
+        requests = [
+            self.request(
+                p, seed=seed + i, steps=num_steps, sampler="ddim", grid="trailing", guidance_scale=guidance_scale
+            )
+            for i, p in enumerate(prompts)
+        ]
+        way, walked, _ = self._way(requests, (), KeyedNoise.from_seeds([r.seed for r in requests]).at(_TUNING))
+        process = cast("GaussianProcess", walked)
+        grid = SPACINGS["uniform_log_snr"](process.schedule, 2)
+        high = process.schedule.at(torch.tensor(grid[1], dtype=torch.float64)).log_snr.item()
+        target = exact(way.denoise, process, way.x, num_steps=_EXACT, high=high)
+        return tune(
+            way.denoise, process, way.x, num_steps, target=target, high=high, iterations=iterations, advance=advance
+        )
+
     def _draw_alone(self, request: Request, album: Album) -> Iterator[Preview | Result]:
         """One picture at the batch shape that it was once drawn in, with copies of itself for company."""
         results: list[Result] = []
@@ -584,13 +706,17 @@ class Pipeline:
             other, _, more = self._denoiser([replace(r, prompt=blend.prompt) for r in requests])
             denoise, cuts = between(process, denoise, other, share), cuts + more
         like = torch.zeros(len(requests), config.codec.latent_channels, ask.height // scale, ask.width // scale)
-        spacing = spacing_of(ask.grid)
-        times = (spacing if edit is None else below(spacing, edit.strength))(process.schedule, ask.steps)
+        tuned = self._tuned(ask)
+        if tuned is None:
+            spacing = spacing_of(ask.grid)
+            times = (spacing if edit is None else below(spacing, edit.strength))(process.schedule, ask.steps)
+        else:
+            times = tuned.times
         way = Way(
             x=process.prior(like.to(self.device)).sample(noise.at(_START)) * _size_at(process, times[0]),
             times=times,
             denoise=seamless(denoise) if ask.tile else denoise,
-            sampler=DDIM(eta=ask.eta) if ask.sampler == "ddim" else SAMPLERS[ask.sampler](),
+            sampler=tuned or (DDIM(eta=ask.eta) if ask.sampler == "ddim" else SAMPLERS[ask.sampler]()),
         )
         if edit is not None and blend is None:
             way = way.upon(canvases[0], edit, process, self._encode(canvases, len(requests), noise), noise.at(_START))
@@ -751,6 +877,12 @@ def _split(settings: Editing) -> tuple[Settings, Any]:
     said = {key: value for key, value in settings.items() if value is not None}
     rest = {key: value for key, value in said.items() if key not in own}
     return cast("Settings", rest), {key: value for key, value in said.items() if key in own}
+
+
+def _is_from_noise(request: Request) -> bool:
+    """Whether its way starts in pure noise and walks every step once."""
+    edit = request.edit
+    return edit is None or (edit.strength == 1 and edit.resample == 1 and request.blend is None)
 
 
 def _is_whole(value: object) -> bool:

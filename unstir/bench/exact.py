@@ -27,6 +27,7 @@ Advance = Callable[[int, int], None]
 COMPONENTS = 12
 DATA_RMS = 0.5
 NARROWEST, WIDEST = 0.02, 0.3  # standard deviation of a component
+TUNING, TUNING_NUMBERS = 1024, 2**19  # starts, and numbers in them, that the default is tuned with
 FINEST = 1e-6  # sigma/alpha at which the reference ends with the belief: its relative error there is its square
 _LAW, _STARTS, _TUNING = 0, 1, 2  # keys of a problem's noise
 
@@ -178,7 +179,7 @@ def pose(
         dimension: numbers in a sample.
         schedule: where the starts are at t = 1.
         seed: of the law and the starts.
-        starts: how many; as many others are drawn for tuning.
+        starts: how many; others are drawn for tuning, ``TUNING`` of them, or fewer where there are many dimensions.
         steps: of the reference; another of half as many tells its error.
         advance: called often.
 
@@ -201,7 +202,7 @@ def pose(
         law=law,
         schedule=schedule,
         starts=x,
-        tuning=draw_starts(dimension, seed, starts, tuning=True),
+        tuning=draw_starts(dimension, seed, max(128, min(TUNING, TUNING_NUMBERS // dimension)), tuning=True),
         ends=ends,
         steps=steps,
         reference_rms=apart.square().mean().sqrt().item(),

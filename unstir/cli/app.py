@@ -27,6 +27,7 @@ from unstir.cli.redo import redo
 from unstir.cli.reproduce import reproduce
 from unstir.cli.sample import sample
 from unstir.cli.train import as_settings, train
+from unstir.cli.tune import tune
 from unstir.cli.verify import verify
 
 app = App(
@@ -35,7 +36,7 @@ app = App(
     version=__version__,
     help_format="plaintext",
 )
-for verb in (sample, edit, redo, check, train, evaluate, reproduce, inspect, verify):
+for verb in (sample, edit, redo, check, train, evaluate, reproduce, tune, inspect, verify):
     app.command(verb)
 app.command(data_app)
 app.command(bench_app)

@@ -93,7 +93,7 @@ def edit(
     else:
         assert picture is not None
         requests, album = pipe.edit_requests(picture, prompt, n=1 if number is None else number, seed=seed, **settings)
-    finish(pipe, requests, drawing, clock, album=album)
+    finish(pipe, requests, drawing, clock, album=album, within=solving.within)
 
 
 def _require_together(

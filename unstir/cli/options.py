@@ -38,12 +38,26 @@ class Solving:
         "sections 10,15,20" (steps of each part of the chain, from data to noise), or times, such as 1,0.8,0.4.
     eta
         For ddim: fresh noise, from 0 (none) to 1 (as ancestral).
+    within
+        Seconds: take the sampler and as many steps as draw all pictures of the call in that time on this machine.
     """
 
     steps: Whole | None = None
     sampler: str | None = None
     grid: str | None = None
     eta: float | None = None
+    within: float | None = None
+
+    def require_one_way(self) -> None:
+        """Refuse two ways to say how many steps.
+
+        Raises:
+            ValueError: if the time is given and what it decides as well.
+        """
+        if self.within is not None and any(
+            told is not None for told in (self.steps, self.sampler, self.grid, self.eta)
+        ):
+            raise ValueError("--within chooses sampler, grid and steps; leave --steps, --sampler, --grid and --eta out")
 
 
 @Parameter(name="*")
@@ -137,8 +151,9 @@ def settings_of(solving: Solving, words: Words, others: Others) -> Settings:
     """The fields of a request that these options set; None leaves the model's default.
 
     Raises:
-        ValueError: if an interval is none, or as ``steering_of``.
+        ValueError: if an interval is none, or as ``steering_of`` and ``Solving.require_one_way``.
     """
+    solving.require_one_way()
     return {
         "steps": solving.steps,
         "sampler": solving.sampler,

@@ -57,7 +57,7 @@ def sample(
     requests = pipe.requests(
         prompts, n=number, seed=seed, **{**settings, "width": width, "height": height, "tile": tile}
     )
-    finish(pipe, requests, drawing, clock)
+    finish(pipe, requests, drawing, clock, within=solving.within)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +86,19 @@ def opened(drawing: Drawing) -> tuple[Pipeline, Clock]:
 
 
 def finish(
-    pipe: Pipeline, requests: list[Request], drawing: Drawing, clock: Clock, *, album: Album | None = None
+    pipe: Pipeline,
+    requests: list[Request],
+    drawing: Drawing,
+    clock: Clock,
+    *,
+    album: Album | None = None,
+    within: float | None = None,
 ) -> None:
     """Draw, write and tell."""
     from unstir.pipeline import BATCH
 
+    if within is not None:
+        requests = pipe.within(requests, within, batch=drawing.batch or BATCH, album=album)
     paths = picture_paths(drawing.output, [request.prompt for request in requests])
     results = draw(pipe, requests, paths, batch=drawing.batch or BATCH, metadata=drawing.metadata, album=album)
     finished = time.perf_counter()
@@ -119,7 +127,8 @@ def finish(
         paths[0].resolve() if len(paths) == 1 else f"{paths[0].parent.resolve()}/ ({paths[0].name} to {paths[-1].name})"
     )
     noun = "1 picture" if len(paths) == 1 else f"{len(paths)} pictures"
-    print(f"{noun}, {seeds}, {each:.2f} s each: {where}")
+    took = "" if within is None else f"{requests[0].steps} steps of {requests[0].sampler}, "
+    print(f"{noun}, {seeds}, {took}{each:.2f} s each: {where}")
 
 
 def draw(
