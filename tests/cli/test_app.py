@@ -18,13 +18,13 @@ OPTIONS = {
         "PROMPTS --model -n --number --seed --steps --sampler --guidance --guidance.interval --guidance.method "
         "--guidance.rescale --guidance.view --guidance.threshold --guidance.weak --guidance.classifier "
         "--guidance.classifier-scale --negative --prompt-syntax --size --tile --grid "
-        "--eta -o --output --batch --device --precision --metadata --no-metadata --json"
+        "--eta --within -o --output --batch --device --precision --metadata --no-metadata --json"
     ),
     "edit": (
         "--picture --prompt --mask --strength --extend --resample --fit --size -n --number --variations --between "
         "--to-prompt --frames --seed --tile --steps --sampler --guidance --guidance.interval --guidance.method "
         "--guidance.rescale --guidance.view --guidance.threshold --guidance.weak --guidance.classifier "
-        "--guidance.classifier-scale --negative --prompt-syntax --grid --eta --model -o --output --batch --device "
+        "--guidance.classifier-scale --negative --prompt-syntax --grid --eta --within --model -o --output --batch --device "
         "--precision --metadata --no-metadata --json"
     ),
     "redo": "--picture -o --output --model --source --mask --between --device --json",
@@ -38,6 +38,7 @@ OPTIONS = {
         "--guidance --batch --draws --sheet --captions --device --precision --json"
     ),
     "reproduce": "--name -o --output --seed --json",
+    "tune": "--model --steps --prompts --starts --iterations --guidance --seed --device --json",
     "inspect": "--path --json",
     "verify": "--target --only --json",
     "data emoji": "--directory --size --language --json",

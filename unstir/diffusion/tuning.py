@@ -21,7 +21,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
@@ -67,7 +67,7 @@ def misses(
     sampler: Sampler[Any], times: tuple[float, ...], denoise: Denoiser, process: GaussianProcess, x: X, target: X
 ) -> Float64[Tensor, "b"]:
     """How far from its target the walk of each sample ends: the RMS over its elements."""
-    return _distance(_walk(sampler, denoise, process, x, times), target)
+    return _squares(_walk(sampler, denoise, process, x, times), target).sqrt()
 
 
 def tune(
@@ -215,7 +215,7 @@ class _Problem:
             walked = Walked(start=walked.start, beliefs=(*walked.beliefs, self.belief(x_t, level)))
             if i < len(rows):
                 x_t = walked.at(points[i + 1].sigma, rows[i])
-        squares = _distance(walked.beliefs[-1], self.target) ** 2 + self.enough**2
+        squares = _squares(walked.beliefs[-1], self.target) + self.enough**2
         return squares.log().mean() / 2 + _FAR * squares.mean().log() / 2
 
     def belief(self, x_t: X, level: Level) -> X:
@@ -280,5 +280,6 @@ def _walk(sampler: Sampler[Any], denoise: Denoiser, process: GaussianProcess, x:
     return last.x
 
 
-def _distance(x: X, target: X) -> Float[Tensor, "b"]:
-    return (x - target).double().flatten(1).square().mean(1).sqrt()
+def _squares(x: X, target: X) -> Float64[Tensor, "b"]:
+    """The mean square of the distance over the elements of each sample."""
+    return (x - target).double().flatten(1).square().mean(1)
