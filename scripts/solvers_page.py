@@ -1,6 +1,6 @@
 """Measure solvers and sampling; fill in docs/solvers.md with its plot, and docs/performance.md.
 
-    python scripts/solvers_page.py [--quick] [--only solvers|sample]     (about a quarter of an hour on one core)
+    python scripts/solvers_page.py [--quick] [--only solvers|sample]     (hours for all dimensions and calls)
 
 Needs diffusers and matplotlib, which the extra "test" has.
 """
@@ -8,6 +8,7 @@ Needs diffusers and matplotlib, which the extra "test" has.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,11 +76,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small: to try the script")
     parser.add_argument("--only", choices=("solvers", "sample"))
+    parser.add_argument("--dimensions", help="of the problems, instead of all")
+    parser.add_argument("--calls", help="numbers of network calls, instead of all")
+    parser.add_argument("--found", type=Path, help="what `unstir bench solvers ... --json` printed with these options")
     arguments = parser.parse_args()
     quick = ["--quick"] if arguments.quick else []
+    narrowed = [f"--{name} {value}" for name in ("dimensions", "calls") if (value := getattr(arguments, name))]
     if arguments.only != "sample":
-        found = unstir("bench", "solvers", *quick, "--plot", PLOT)
-        fill(SOLVERS, BEGIN, END, solvers(found, " ".join(["unstir bench solvers", *quick])))
+        asked = [*quick, *" ".join(narrowed).split()]
+        if arguments.found is None:
+            found = unstir("bench", "solvers", *asked, "--plot", PLOT)
+        else:
+            found = json.loads(arguments.found.read_text("utf-8"))
+        fill(SOLVERS, BEGIN, END, solvers(found, " ".join(["unstir bench solvers", *asked])))
     if arguments.only != "solvers":
         found = unstir("bench", "sample", *quick)
         fill(PERFORMANCE, BEGIN, END, sampling(found, " ".join(["unstir bench sample", *quick])))

@@ -307,7 +307,9 @@ def save_model(
         if model.taught:
             (temporary / "taught.json").write_text(json.dumps(model.taught, indent=0, ensure_ascii=False), "utf-8")
         if model.tuned and weights is None:
-            (temporary / STEPS).write_text(_told_steps(model.tuned, checksum_of(temporary / "model.safetensors")), "utf-8")
+            (temporary / STEPS).write_text(
+                _told_steps(model.tuned, checksum_of(temporary / "model.safetensors")), "utf-8"
+            )
 
 
 @contextmanager

@@ -32,7 +32,8 @@ class Solving:
         dpm++3s; once in the last step by all.
     sampler
         Without fresh noise: ddim (also called euler), dpm++2m, dpm++3m, dpm++2s, dpm++3s, unipc, unipc3, deis, plms,
-        heun. With it: ancestral, euler_ancestral, dpm++2m_sde, predictor_corrector, renoise.
+        heun, and tuned (steps fitted to the model, the default where it has some). With it: ancestral,
+        euler_ancestral, dpm++2m_sde, predictor_corrector, renoise.
     grid
         The times that the sampler visits: trailing, uniform_log_snr, linspace, quadratic, karras, leading (legacy),
         "sections 10,15,20" (steps of each part of the chain, from data to noise), or times, such as 1,0.8,0.4.
