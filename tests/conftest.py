@@ -55,3 +55,15 @@ def process(schedule: Schedule) -> GaussianProcess:
 def any_process(request: pytest.FixtureRequest) -> GaussianProcess:
     """The same, and a table that ends without any signal."""
     return GaussianProcess(schedule=request.param)
+
+
+@pytest.fixture
+def fitted_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A default of the benchmarks that is fitted in few iterations: there it matters who is fitted to what."""
+    from unstir.bench import solvers
+    from unstir.diffusion import tuning
+
+    def tune(denoise, process, x, num_steps):
+        return tuning.tune(denoise, process, x[:64], num_steps, iterations=24)
+
+    monkeypatch.setattr(solvers, "tune", tune)

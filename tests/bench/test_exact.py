@@ -13,6 +13,7 @@ from unstir.bench.exact import (
     DATA_RMS,
     FINEST,
     NARROWEST,
+    TUNING,
     WIDEST,
     draw_mixture,
     draw_starts,
@@ -108,7 +109,8 @@ def test_a_problem_tells_the_error_of_its_solution() -> None:
     assert 0 < real.square().mean().sqrt().item() < problem.reference_rms < problem.reference_worst < 1e-2
     assert problem.dimension == 2
     assert problem.steps == 120
-    assert problem.tuning.shape == problem.starts.shape
+    assert problem.tuning.shape == (TUNING, 2)
+    assert not torch.equal(problem.tuning[:6], problem.starts)
     assert told == [(i + 1, 180) for i in range(180)]
     assert problem.errors(problem.ends).tolist() == [0.0] * 6
     assert problem.errors(problem.ends + 0.5).tolist() == pytest.approx([0.5] * 6)

@@ -36,7 +36,7 @@ from unstir.diffusion.samplers import SAMPLERS
 from unstir.diffusion.spacing import SPACINGS
 
 # diffusers hands torch tensors to numpy in ways that newer numpy deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.usefixtures("fitted_fast")]
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -78,11 +78,11 @@ def test_ours_are_all_that_do_not_draw_on_all_grids() -> None:
 
 def test_the_default_makes_the_calls_that_it_is_allowed(problem: Problem) -> None:
     """And its error falls with them."""
-    rows = [module.measure(default_contender(problem, our_default(problem)), problem, calls) for calls in (4, 8, 40)]
-    assert [each.calls for each in rows] == [4, 8, 40]
+    rows = [module.measure(default_contender(problem, our_default(problem)), problem, calls) for calls in (4, 8, 12)]
+    assert [each.calls for each in rows] == [4, 8, 12]
     medians = [each.median or math.nan for each in rows]
     assert medians == sorted(medians, reverse=True)
-    assert medians[-1] < 0.01
+    assert medians[-1] < 0.03
     sampler, times = default_run(problem.law, problem.schedule, problem.tuning, 6)
     assert sampler.order >= 1
     assert times[0] == 1

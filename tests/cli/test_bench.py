@@ -15,7 +15,10 @@ from unstir.bench import sampling
 Call = Callable[..., tuple[int, str, str]]
 
 # diffusers hands torch tensors to numpy in ways that newer numpy deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.usefixtures("fitted_fast"),
+]
 
 SMALL = ("--dimensions", "2", "--calls", "3,6", "--starts", 2, "--quick")
 

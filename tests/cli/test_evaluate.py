@@ -196,7 +196,7 @@ def test_a_shared_caption_is_asked_once_and_right_on_any_of_its_pictures(
     """Whatever is drawn, black pictures are nearest to a dark one: right for "dark", on any of six, and not for "light"."""
     from unstir.pipeline import Pipeline, Result
 
-    def paint(self, requests):
+    def paint(self, requests, album):
         for request in requests:
             yield Result(request=request, picture=Image.new("RGB", (16, 16)), seconds=0.0, warnings=())
 
@@ -241,7 +241,7 @@ def test_what_is_right_of_misses_is_told(call: Call, places: Path, tmp_path: Pat
     """Names with skin tones, and a drawer of black pictures: retrieved is always the darkest one."""
     from unstir.pipeline import Pipeline, Result
 
-    def paint(self, requests):
+    def paint(self, requests, album):
         for request in requests:
             yield Result(request=request, picture=Image.new("RGB", (16, 16)), seconds=0.0, warnings=())
 

@@ -202,7 +202,7 @@ def pose(
         law=law,
         schedule=schedule,
         starts=x,
-        tuning=draw_starts(dimension, seed, max(128, min(TUNING, TUNING_NUMBERS // dimension)), tuning=True),
+        tuning=draw_starts(dimension, seed, min(TUNING, max(128, TUNING_NUMBERS // dimension)), tuning=True),
         ends=ends,
         steps=steps,
         reference_rms=apart.square().mean().sqrt().item(),
