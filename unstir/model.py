@@ -294,11 +294,12 @@ def save_model(
         source = weights if weights is not None else cast(nn.Module, model.denoiser.network).state_dict()
         tensors = {name: tensor.detach().to("cpu", dtype) for name, tensor in source.items()}
         write_tensors(temporary / "model.safetensors", tensors)
+        checksum = checksum_of(temporary / "model.safetensors")
         (temporary / "tokenizer.json").write_text(model.reader.tokenizer.to_str(pretty=False), "utf-8")
         description = {
             "format": FORMAT,
             "tokenizer_checksum": checksum_of(temporary / "tokenizer.json"),
-            "checksum": checksum_of(temporary / "model.safetensors"),
+            "checksum": checksum,
             **to_dict(model.config),
             "training": model.training,
         }
@@ -307,9 +308,7 @@ def save_model(
         if model.taught:
             (temporary / "taught.json").write_text(json.dumps(model.taught, indent=0, ensure_ascii=False), "utf-8")
         if model.tuned and weights is None:
-            (temporary / STEPS).write_text(
-                _told_steps(model.tuned, checksum_of(temporary / "model.safetensors")), "utf-8"
-            )
+            (temporary / STEPS).write_text(_told_steps(model.tuned, checksum), "utf-8")
 
 
 @contextmanager

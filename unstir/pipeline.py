@@ -33,7 +33,7 @@ from unstir.diffusion.noise import KeyedNoise
 from unstir.diffusion.process import Estimate, GaussianProcess, Process
 from unstir.diffusion.samplers import DDIM, SAMPLERS, Tuned, encode, sample
 from unstir.diffusion.schedule import Level, Tabulated
-from unstir.diffusion.spacing import SPACINGS, below
+from unstir.diffusion.spacing import SPACINGS, below, usual_range
 from unstir.diffusion.tiling import seamless
 from unstir.editing import (
     Album,
@@ -646,8 +646,7 @@ class Pipeline:
         ]
         way, walked, _ = self._way(requests, (), KeyedNoise.from_seeds([r.seed for r in requests]).at(_TUNING))
         process = cast("GaussianProcess", walked)
-        grid = SPACINGS["uniform_log_snr"](process.schedule, 2)
-        high = process.schedule.at(torch.tensor(grid[1], dtype=torch.float64)).log_snr.item()
+        _, high = usual_range(process.schedule)
         target = exact(way.denoise, process, way.x, num_steps=_EXACT, high=high)
         return tune(
             way.denoise, process, way.x, num_steps, target=target, high=high, iterations=iterations, advance=advance

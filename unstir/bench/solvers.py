@@ -21,12 +21,11 @@ from unstir.bench.exact import CHAINS, Problem, pose, require_whole
 from unstir.config import choose
 from unstir.device import one_thread
 from unstir.diffusion.denoiser import Denoiser
-from unstir.diffusion.noise import KeyedNoise
 from unstir.diffusion.process import GaussianProcess
-from unstir.diffusion.samplers import SAMPLERS, Sampler, sample
+from unstir.diffusion.samplers import SAMPLERS, Sampler
 from unstir.diffusion.schedule import Schedule
 from unstir.diffusion.spacing import SPACINGS, Spacing
-from unstir.diffusion.tuning import tune
+from unstir.diffusion.tuning import end_of, tune
 from unstir.typing import X
 
 Advance = Callable[[str, int, int], None]
@@ -177,19 +176,14 @@ def default_contender(problem: Problem, fitted: Fitted) -> Contender:
 
     def walk(denoise: Denoiser, x: X, calls: int) -> X:
         sampler, times = fitted(calls)
-        return _end(sampler, problem.schedule, denoise, x, times)
+        return end_of(sampler, denoise, GaussianProcess(schedule=problem.schedule), x, times)
 
     return Contender(group="default", solver="default", grid="default", walk=walk, is_told_calls=True)
 
 
 def _walk(sampler: Sampler[Any], schedule: Schedule, spacing: Spacing) -> Walk:
-    return lambda denoise, x, num_steps: _end(sampler, schedule, denoise, x, spacing(schedule, num_steps))
-
-
-def _end(sampler: Sampler[Any], schedule: Schedule, denoise: Denoiser, x: X, times: Sequence[float]) -> X:
-    noise = KeyedNoise.from_seeds(range(x.shape[0]))
-    *_, last = sample(sampler, denoise, GaussianProcess(schedule=schedule), x, times, noise)
-    return last.x
+    process = GaussianProcess(schedule=schedule)
+    return lambda denoise, x, num_steps: end_of(sampler, denoise, process, x, spacing(schedule, num_steps))
 
 
 def summary(result: Result) -> list[dict[str, Any]]:

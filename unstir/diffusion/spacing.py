@@ -320,6 +320,11 @@ def _within(schedule: Schedule, low: float | None, high: float | None) -> tuple[
     return first, last
 
 
+def usual_range(schedule: Schedule) -> tuple[float, float]:
+    """The log-SNR of the first and of the last level of ``uniform_log_snr`` and ``karras``, where no other is asked."""
+    return _within(schedule, None, None)
+
+
 def _usual(schedule: Schedule) -> tuple[float, float]:
     """The log-SNR from which and to which a schedule is walked where nothing else is said."""
     if isinstance(schedule, _Below):

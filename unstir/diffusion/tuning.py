@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -60,14 +61,14 @@ def exact(
         high: log-SNR of the last step: the cleanest level that the model was trained on.
     """
     times = uniform_log_snr(process.schedule, num_steps, low=low, high=high)
-    return _walk(DPMSolverMultistep(max_order=3), denoise, process, x, times)
+    return end_of(DPMSolverMultistep(max_order=3), denoise, process, x, times)
 
 
 def misses(
     sampler: Sampler[Any], times: tuple[float, ...], denoise: Denoiser, process: GaussianProcess, x: X, target: X
 ) -> Float64[Tensor, "b"]:
     """How far from its target the walk of each sample ends: the RMS over its elements."""
-    return _squares(_walk(sampler, denoise, process, x, times), target).sqrt()
+    return _squares(end_of(sampler, denoise, process, x, times), target).sqrt()
 
 
 def tune(
@@ -157,7 +158,7 @@ class _Problem:
     limit: float
     enough: float
 
-    @property
+    @cached_property
     def first(self) -> Level:
         return self.schedule.at(torch.ones((), dtype=torch.float64))
 
@@ -274,8 +275,8 @@ def _fit(problem: _Problem, guess: _Guess, iterations: int, told: Callable[[int]
     return found
 
 
-def _walk(sampler: Sampler[Any], denoise: Denoiser, process: GaussianProcess, x: X, times: tuple[float, ...]) -> X:
-    """The end of a walk that draws nothing."""
+def end_of(sampler: Sampler[Any], denoise: Denoiser, process: GaussianProcess, x: X, times: tuple[float, ...]) -> X:
+    """Where a walk ends whose sampler draws nothing."""
     *_, last = sample(sampler, denoise, process, x, times, BlockNoise(key=(0,), count=x.shape[0]))
     return last.x
 

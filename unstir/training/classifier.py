@@ -37,7 +37,7 @@ from unstir.training.ema import ema_decay, ema_update
 from unstir.training.log import RunLog
 from unstir.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from unstir.training.run import Outcome, RunConfig, Say, is_due, load_data, signals
-from unstir.training.trainer import EmaConfig
+from unstir.training.trainer import EmaConfig, restore_state, state_of
 from unstir.typing import Noise, Picture
 
 _TIME, _NOISE, _FLIP = range(3)  # sub-keys of a sample's randomness
@@ -233,12 +233,7 @@ class ClassifierTrainer:
 
     def checkpoint(self) -> Checkpoint:
         """The state, to be saved."""
-        tensors = {
-            "network": self.network.state_dict(),
-            "ema": self.ema_network.state_dict(),
-            "optimizer": self.optimizer.moments(self.network),
-        }
-        return Checkpoint(images_seen=self.images_seen, tensors=tensors, values={})
+        return state_of(self.network, self.ema_network, self.optimizer, self.images_seen)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a saved state, exactly.
@@ -246,12 +241,7 @@ class ClassifierTrainer:
         Raises:
             ValueError: if it is the state of another network.
         """
-        try:
-            self.network.load_state_dict(checkpoint.tensors["network"])
-            self.ema_network.load_state_dict(checkpoint.tensors["ema"])
-        except (RuntimeError, KeyError) as error:
-            raise ValueError(f"the checkpoint is of another network: {str(error).splitlines()[0]}") from None
-        self.optimizer.load_moments(self.network, checkpoint.tensors["optimizer"])
+        restore_state(checkpoint, self.network, self.ema_network, self.optimizer)
         self.images_seen = checkpoint.images_seen
 
 

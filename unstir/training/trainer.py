@@ -27,7 +27,7 @@ from unstir.model import Model
 from unstir.training.batches import CODEC, OBJECTIVE, Captioned, batch_of
 from unstir.training.checkpoint import Checkpoint
 from unstir.training.ema import ema_decay, ema_update
-from unstir.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from unstir.training.optimizer import OptimizerConfig, Optimizers, learning_rate, make_optimizer
 from unstir.typing import integers
 
 TIMES: dict[str, type[Times]] = {
@@ -263,12 +263,7 @@ class Trainer:
 
     def checkpoint(self) -> Checkpoint:
         """The state, to be saved."""
-        moments = self.optimizer.moments(self.network)
-        return Checkpoint(
-            images_seen=self.images_seen,
-            tensors={"network": self.network.state_dict(), "ema": self.ema_network.state_dict(), "optimizer": moments},
-            values={},
-        )
+        return state_of(self.network, self.ema_network, self.optimizer, self.images_seen)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a saved state, exactly.
@@ -276,12 +271,7 @@ class Trainer:
         Raises:
             ValueError: if it is the state of another network.
         """
-        try:
-            self.network.load_state_dict(checkpoint.tensors["network"])
-            self.ema_network.load_state_dict(checkpoint.tensors["ema"])
-        except (RuntimeError, KeyError) as error:
-            raise ValueError(f"the checkpoint is of another network: {str(error).splitlines()[0]}") from None
-        self.optimizer.load_moments(self.network, checkpoint.tensors["optimizer"])
+        restore_state(checkpoint, self.network, self.ema_network, self.optimizer)
         self.images_seen = checkpoint.images_seen
 
     def _diagnosis(self, losses: Tensor, log_snr: Tensor, norm: Tensor) -> str:
@@ -293,3 +283,27 @@ class Trainer:
             f"{where} is not finite after {self.images_seen} pictures (gradient norm {norm.item():.3g}){culprit}; "
             "the last checkpoint is untouched: resume with a lower --training.optimizer.learning_rate or in float32"
         )
+
+
+def state_of(network: nn.Module, ema_network: nn.Module, optimizer: Optimizers, images_seen: int) -> Checkpoint:
+    """What a training goes on from, exactly: weights, their average, and what the optimizer remembers of them."""
+    tensors = {
+        "network": network.state_dict(),
+        "ema": ema_network.state_dict(),
+        "optimizer": optimizer.moments(network),
+    }
+    return Checkpoint(images_seen=images_seen, tensors=tensors, values={})
+
+
+def restore_state(checkpoint: Checkpoint, network: nn.Module, ema_network: nn.Module, optimizer: Optimizers) -> None:
+    """Fill networks and optimizer with what ``state_of`` told.
+
+    Raises:
+        ValueError: if it is the state of another network.
+    """
+    try:
+        network.load_state_dict(checkpoint.tensors["network"])
+        ema_network.load_state_dict(checkpoint.tensors["ema"])
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(f"the checkpoint is of another network: {str(error).splitlines()[0]}") from None
+    optimizer.load_moments(network, checkpoint.tensors["optimizer"])
