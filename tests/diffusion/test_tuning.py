@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 
+from unstir.diffusion import tuning
 from unstir.diffusion.noise import BlockNoise
 from unstir.diffusion.process import Estimate, GaussianProcess
 from unstir.diffusion.samplers import DPMSolverMultistep, Tuned
@@ -103,3 +105,30 @@ def test_bad_input_is_refused() -> None:
 
     with pytest.raises(ValueError, match="not finite"):
         tune(broken, process, x, 3, target=x, iterations=4)
+
+
+def test_the_gradient_that_is_carried_back_by_hand_is_that_of_the_loss() -> None:
+    """Against central differences, in every number that is fitted."""
+    process = GaussianProcess(schedule=TABLE)
+    x = starts(process, 1, 6)
+    problem = tuning._Problem(  # pyright: ignore[reportPrivateUsage]
+        denoise=mixture(), schedule=TABLE, x=x, target=exact(mixture(), process, x), limit=8.0, enough=1e-4
+    )
+    guess = tuning._first_guess(problem, 4, 4.4)  # pyright: ignore[reportPrivateUsage]
+    noise = BlockNoise(key=(3,), count=4)
+    guess = replace(guess, free=0.1 * noise.normal(guess.free))
+    fitted = [guess.gaps.requires_grad_(), guess.free.requires_grad_()]
+    problem.learn(guess, 0.7)
+    told = [numbers.grad.clone() for numbers in fitted if numbers.grad is not None]
+    small = 1e-5
+    for numbers, gradient in zip(fitted, told, strict=True):
+        for place in itertools.product(*map(range, numbers.shape)):
+            ends: list[float] = []
+            for sign in (1, -1):
+                with torch.no_grad():
+                    numbers[place] += sign * small
+                    ends.append(problem.learn(guess, 0.7))
+                    numbers[place] -= sign * small
+            assert abs((ends[0] - ends[1]) / (2 * small) - gradient[place].item()) < 1e-7
+    assert told[0].abs().max() > 1e-3
+    assert told[1].abs().max() > 1e-3

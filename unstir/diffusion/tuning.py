@@ -15,22 +15,20 @@ coefficients to a teacher of many steps, S4S 2025, arXiv:2502.17423. What is min
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from unstir.diffusion.denoiser import Denoiser
 from unstir.diffusion.noise import BlockNoise
 from unstir.diffusion.process import GaussianProcess
 from unstir.diffusion.samplers import DPMSolverMultistep, Sampler, Tuned, sample
-from unstir.diffusion.samplers.tuned import Walked
 from unstir.diffusion.schedule import Level, Schedule
 from unstir.diffusion.spacing import uniform_log_snr
 from unstir.typing import Time, X, floats
@@ -43,7 +41,7 @@ _ENDS = (4.4, 5.2)  # half log-SNR at which the two first guesses ask last; the 
 _TRIAL = 0.25  # share of the iterations that each first guess is given before the better one goes on
 _ENOUGH = 0.07  # of the median error of DPM-Solver++(2M) on the first grid: what is closer gains nothing by more
 _LEAST = 1e-9  # of that, where the first grid is exact already
-_FAR = 0.3  # weight of the logarithm of the RMS error beside the mean logarithm of the errors
+_FAR_FIRST, _FAR = 3.0, 0.3  # weight of the logarithm of the RMS error beside the mean logarithm of the errors
 _REACH = 0.1  # scale of the free part of the weights beside that of the times
 
 
@@ -85,14 +83,14 @@ def tune(
     """Steps fitted to a model: times and weights with which ``num_steps`` calls end closest to the exact solution.
 
     What falls is the mean over samples of the logarithm of their RMS error, which no single lost sample can rule, plus
-    0.3 of the logarithm of the RMS error over all, so that none is forgotten; and what is far closer than
-    DPM-Solver++(2M) comes is left alone for what is not. Times and weights are moved together by L-BFGS; the weights
-    keep an unchanging belief exact. The steps hold for this denoiser (its guidance included) and
-    this schedule; other starts of it are solved as well as those that were fitted, if there were enough of them (128
-    or more of a small law, 16 pictures).
+    a share of the logarithm of the RMS error over all: 3 at first, so that as few as can be end somewhere else
+    altogether, then 0.3; and what is far closer than DPM-Solver++(2M) comes is left alone for what is not. Times and
+    weights are moved together by L-BFGS; the weights keep an unchanging belief exact. The steps hold for this denoiser
+    (its guidance included) and this schedule; other starts of it are solved as well as those that were fitted, if there
+    were enough of them (128 or more of a small law, 16 pictures).
 
     Args:
-        denoise: the model; gradients must pass through it. It is called by ``checkpoint``, so memory is that of a call.
+        denoise: the model; gradients must pass through it. Memory is that of one call, and of 2 num_steps times x.
         process: of which x is a sample at t = 1.
         x: starts to fit to, in float64 where the denoiser answers in it.
         num_steps: network calls.
@@ -125,12 +123,12 @@ def tune(
 
     guesses: list[tuple[float, _Guess]] = []
     for end in dict.fromkeys(min(end, high / 2 - 0.1) for end in _ENDS):
-        guesses.append(_fit(problem, _first_guess(problem, num_steps, end), trial, told))
+        guesses.append(_fit(problem, _first_guess(problem, num_steps, end), _FAR_FIRST, trial, told))
         done += trial
     loss, guess = min(guesses, key=lambda fitted: fitted[0])
     if not math.isfinite(loss):
         raise ValueError("the errors of the first steps are not finite; look at what the denoiser says of noise")
-    guess = _fit(problem, guess, max(1, iterations - done), told)[1]
+    guess = _fit(problem, guess, _FAR, max(1, iterations - done), told)[1]
     if advance is not None:
         advance(total, total)
     return problem.frozen(guess)
@@ -189,44 +187,83 @@ class _Problem:
             dsigma=joined(first.dsigma, here.dsigma),
         )
 
-    def weights(self, half_log_snr: Float64[Tensor, "n"], levels: Level, guess: _Guess) -> list[Float64[Tensor, "i"]]:
-        """Row i for point i = 1, 2, ...: DPM-Solver++(2M)'s, and a free part whose sum is 0."""
+    def weights(self, half_log_snr: Float64[Tensor, "n"], levels: Level, guess: _Guess) -> Float64[Tensor, "n-1 n-1"]:
+        """Row i leads to point i + 1: DPM-Solver++(2M)'s, and a free part whose sum is 0; 0 above the diagonal."""
         size = levels.alpha / levels.sigma
+        last = len(size) - 1
         rows: list[Tensor] = []
-        row = torch.zeros(len(size), dtype=torch.float64)
-        ones = torch.eye(len(size), dtype=torch.float64)
-        for i in range(len(size) - 1):
+        row = torch.zeros(last, dtype=torch.float64)
+        ones = torch.eye(last, dtype=torch.float64)
+        for i in range(last):
             change = size[i + 1] - size[i]
             row = row + change * ones[i]
             if i:
                 ratio = (half_log_snr[i + 1] - half_log_snr[i]) / (half_log_snr[i] - half_log_snr[i - 1]) / 2
                 row = row + change * ratio * (ones[i] - ones[i - 1])
-            free = guess.free[i + 1, : i + 1]
-            rows.append(row[: i + 1] + _REACH * size[i + 1] * (free - free.mean()))
-        return rows
+            rows.append(row)
+        free = guess.free[1:, :last].tril()
+        mean = (free.sum(1) / torch.arange(1, last + 1))[:, None].expand_as(free).tril()
+        return torch.stack(rows) + _REACH * size[1:, None] * (free - mean)
 
-    def loss(self, guess: _Guess) -> Tensor:
-        """What the fit makes small."""
+    @torch.enable_grad()
+    def learn(self, guess: _Guess, far: float) -> float:
+        """What the fit makes small, with ``far`` the weight of the RMS error; its gradient is added to the guess's.
+
+        The gradient is carried back through the walk by hand. Point i is x_i = sigma_i S_i, where
+        S_i = x_0/sigma_0 + sum over j < i of w_ij D_j; so D_j is told sum over i > j of w_ij dS_i, and w_ij is told
+        D_j dS_i. Automatic differentiation would copy every belief once for every later point.
+        """
         half_log_snr = self.half_log_snr(guess)
         levels = self.levels(half_log_snr)
         rows = self.weights(half_log_snr, levels, guess)
-        points = levels.unbind()
-        x_t, walked = self.x, Walked(start=self.x / points[0].sigma, beliefs=())
-        for i, level in enumerate(points):
-            walked = Walked(start=walked.start, beliefs=(*walked.beliefs, self.belief(x_t, level)))
-            if i < len(rows):
-                x_t = walked.at(points[i + 1].sigma, rows[i])
-        squares = _squares(walked.beliefs[-1], self.target) + self.enough**2
-        return squares.log().mean() / 2 + _FAR * squares.mean().log() / 2
+        places, table = [_constant(level) for level in levels.unbind()], rows.detach().to(self.x)
+        points, beliefs = self.walk(places, table)
+        loss, told = self.judged(beliefs[-1], far)
+        of_levels, of_rows = torch.zeros(3, len(places), dtype=torch.float64), torch.zeros_like(rows)
+        for i in reversed(range(len(places))):
+            of_x, of_levels[:, i] = self.asked_back(points[i], places[i], told)
+            if i:
+                sigma = places[i].sigma.item()
+                of_levels[2, i] += (of_x @ points[i]).item() / sigma
+                points[i] = of_x * sigma  # dS_i, in the room of a point that is no longer needed
+                of_rows[i - 1, :i] = beliefs[:i] @ points[i]
+                told = table[i - 1 :, i - 1] @ points[i:]
+        torch.autograd.backward([levels.t, levels.alpha, levels.sigma, rows], [*of_levels.unbind(), of_rows])
+        return loss
 
-    def belief(self, x_t: X, level: Level) -> X:
-        """The belief, of which only what it was asked is kept for the gradient."""
+    @torch.no_grad()
+    def walk(self, places: Sequence[Level], table: Float[Tensor, "n-1 n-1"]) -> tuple[Tensor, Tensor]:
+        """Every point of the walk and what was believed there, a row each."""
+        start = (self.x / places[0].sigma).flatten()
+        points = self.x.new_empty(len(places), start.numel())
+        beliefs = torch.empty_like(points)
+        points[0] = self.x.flatten()
+        for i, level in enumerate(places):
+            if i:
+                points[i] = level.sigma * torch.addmv(start, beliefs[:i].T, table[i - 1, :i])
+            beliefs[i] = self.denoise(points[i].view_as(self.x), level).x0.flatten()
+        return points, beliefs
 
-        def ask(x_t: X, t: Time, alpha: Time, sigma: Time) -> X:
-            at = Level(t=t, alpha=alpha, sigma=sigma, dalpha=level.dalpha, dsigma=level.dsigma)
-            return self.denoise(x_t, at).x0
+    def judged(self, end: Float[Tensor, "m"], far: float) -> tuple[float, Float[Tensor, "m"]]:
+        """The loss of where a walk ends, and its gradient there."""
+        end = end.clone().requires_grad_()
+        squares = _squares(end.view_as(self.x), self.target) + self.enough**2
+        loss = squares.log().mean() / 2 + far * squares.mean().log() / 2
+        return loss.item(), torch.autograd.grad(loss, end)[0]
 
-        return cast("X", checkpoint(ask, x_t, level.t, level.alpha, level.sigma, use_reentrant=False))
+    def asked_back(
+        self, point: Float[Tensor, "m"], level: Level, told: Float[Tensor, "m"]
+    ) -> tuple[Float[Tensor, "m"], Float64[Tensor, "3"]]:
+        """What the belief at a point tells that point, and t, alpha and sigma."""
+        x_t = point.view_as(self.x).clone().requires_grad_()
+        given = [each.clone().requires_grad_() for each in (level.t, level.alpha, level.sigma)]
+        t, alpha, sigma = given
+        at = Level(t=t, alpha=alpha, sigma=sigma, dalpha=level.dalpha, dsigma=level.dsigma)
+        belief = self.denoise(x_t, at).x0
+        of_x, *of_level = torch.autograd.grad(
+            belief, [x_t, *given], told.view_as(belief), allow_unused=True, materialize_grads=True
+        )
+        return of_x.flatten(), torch.stack(of_level)
 
     def frozen(self, guess: _Guess) -> Tuned:
         """The steps that a guess stands for, with weights made of their very times."""
@@ -235,7 +272,17 @@ class _Problem:
             times = self.schedule.time_of(2 * half_log_snr[1:])
             levels = self.schedule.at(torch.cat([torch.ones(1, dtype=torch.float64), times]))
             rows = self.weights(half_log_snr, levels, guess)
-        return Tuned(times=(*floats(levels.t), 0.0), weights=tuple(tuple(floats(row)) for row in rows))
+        return Tuned(
+            times=(*floats(levels.t), 0.0), weights=tuple(tuple(floats(row[: i + 1])) for i, row in enumerate(rows))
+        )
+
+
+def _constant(level: Level) -> Level:
+    """The level, told nothing by what is computed from it."""
+    t, alpha, sigma, dalpha, dsigma = (
+        each.detach() for each in (level.t, level.alpha, level.sigma, level.dalpha, level.dsigma)
+    )
+    return Level(t=t, alpha=alpha, sigma=sigma, dalpha=dalpha, dsigma=dsigma)
 
 
 def _first_guess(problem: _Problem, num_steps: int, end: float) -> _Guess:
@@ -244,7 +291,9 @@ def _first_guess(problem: _Problem, num_steps: int, end: float) -> _Guess:
     return _Guess(gaps=gap.expm1().log(), free=torch.zeros(num_steps, num_steps, dtype=torch.float64))
 
 
-def _fit(problem: _Problem, guess: _Guess, iterations: int, told: Callable[[int], None]) -> tuple[float, _Guess]:
+def _fit(
+    problem: _Problem, guess: _Guess, far: float, iterations: int, told: Callable[[int], None]
+) -> tuple[float, _Guess]:
     """The best guess that L-BFGS comes by, and its loss (infinite if none was finite)."""
     guess = guess.copy()
     free = [guess.gaps.requires_grad_(), guess.free.requires_grad_()]
@@ -255,19 +304,17 @@ def _fit(problem: _Problem, guess: _Guess, iterations: int, told: Callable[[int]
         tolerance_grad=1e-9, tolerance_change=1e-10,
     )  # fmt: skip
 
-    def closure() -> Tensor:
+    def closure() -> float:
         nonlocal found, asked
         asked += 1
         optimizer.zero_grad()
-        with torch.enable_grad():
-            loss = problem.loss(guess)
-            loss.backward()
-        if not math.isfinite(loss.item()):  # a step too long: the line search must see a wall, not a hole
+        loss = problem.learn(guess, far)
+        if not math.isfinite(loss):  # a step too long: the line search must see a wall, not a hole
             for each in free:
                 each.grad = torch.zeros_like(each)
-            return torch.full_like(loss.detach(), 1e3)
-        if loss.item() < found[0]:
-            found = (loss.item(), guess.copy())
+            return 1e3
+        if loss < found[0]:
+            found = (loss, guess.copy())
         told(min(asked, iterations))
         return loss
 

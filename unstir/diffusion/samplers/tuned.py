@@ -7,17 +7,14 @@ Does not know: how the times and weights were found (``unstir.diffusion.tuning``
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from jaxtyping import Float64
-from torch import Tensor
 
 from unstir.diffusion.denoiser import Denoiser
 from unstir.diffusion.process import GaussianProcess
 from unstir.diffusion.samplers.base import Sampler
 from unstir.diffusion.schedule import Level
-from unstir.typing import Noise, Time, X
+from unstir.typing import Noise, X
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,9 +24,12 @@ class Walked:
     start: X
     beliefs: tuple[X, ...]
 
-    def at(self, sigma: Time, weights: Float64[Tensor, "i"]) -> X:
-        """The sum of the start and the weighted beliefs, times sigma: differentiable in all of them."""
-        return sigma * (self.start + torch.einsum("i,i...->...", weights.to(self.start), torch.stack(self.beliefs)))
+    def at(self, sigma: float, weights: Sequence[float]) -> X:
+        """The sum of the start and the weighted beliefs, times sigma."""
+        total = sigma * self.start
+        for weight, belief in zip(weights, self.beliefs, strict=True):
+            total.add_(belief, alpha=sigma * weight)
+        return total
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,4 +99,4 @@ class Tuned(Sampler[Walked | None]):
                 "for their own times from the first on, so take another sampler for any others"
             )
         walked = Walked(start=walked.start, beliefs=(*walked.beliefs, denoise(x_t, t).x0))
-        return walked.at(s.sigma, torch.tensor(self.weights[i], dtype=torch.float64)), walked
+        return walked.at(s.sigma.item(), self.weights[i]), walked
