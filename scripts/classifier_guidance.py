@@ -187,7 +187,7 @@ class Artist:
             process = tilted(process, lambda x, level: strength * log_likelihood(x, level))
         denoise = corrected(denoise, clip())
 
-        def quick(x_t: Tensor, level: Level, previous: Tensor | None = None) -> Estimate:
+        def quick(x_t: Tensor, level: Level, previous: Estimate | None = None) -> Estimate:
             with autocast(device, resolve_precision("auto", device)):
                 return denoise(x_t, level, previous)
 

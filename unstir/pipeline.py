@@ -747,7 +747,7 @@ class Pipeline:
             told, cuts = self._told(requests)
             inner = denoiser_of(model, ask.steering, told)
 
-        def denoise(x_t: X, level: Level, previous: X | None = None) -> Estimate:
+        def denoise(x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
             with autocast(self.device, precision):
                 return inner(x_t, level, previous)
 

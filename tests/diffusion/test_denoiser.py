@@ -284,7 +284,7 @@ def test_a_self_conditioned_network_reads_its_last_belief(level_of: Callable[[in
     parrot, previous = Parrot(), batch(count).flip(0)
     denoiser, x = self_conditioned(parrot), batch(count)
     first = denoiser(x, level_of(count), words(count))
-    second = denoiser(x, level_of(count), words(count), previous)
+    second = denoiser(x, level_of(count), words(count), Estimate(x0=previous))
     assert torch.equal(parrot.heard[0], torch.cat([x, torch.zeros_like(x)], 1))
     assert torch.equal(parrot.heard[1], torch.cat([x, previous], 1))
     assert torch.equal(first.x0, second.x0)
@@ -297,10 +297,11 @@ def test_previous_beliefs_reach_every_row(level_of: Callable[[int], Level], coun
     parrot, x, previous = Parrot(), batch(count), batch(count).flip(0) + 1
     denoiser, level = self_conditioned(parrot), level_of(count)
     joined = torch.cat([x, previous], 1)
-    denoiser.given(words(count))(x, level, previous)
+    believed = Estimate(x0=previous)
+    denoiser.given(words(count))(x, level, believed)
     pair = denoiser.given_pair(words(count), words(count))
-    pair.strong(x, level, previous)
-    pair.both(x, level, previous)
+    pair.strong(x, level, believed)
+    pair.both(x, level, believed)
     pair.both(x, level)
     alone = torch.cat([joined, joined]) if count == 1 else joined
     for heard, expected in zip(parrot.heard[:2], (alone, alone), strict=True):
@@ -313,7 +314,7 @@ def test_a_last_belief_is_read_in_the_networks_terms() -> None:
     """Types are brought together, and what ``encode`` does to x it does not do to the belief, which is x0 itself."""
     parrot, x, level = Parrot(), batch(2).float(), each(2)
     kind = PredictEDM()
-    self_conditioned(parrot, kind)(x, level, words(2), batch(2))
+    self_conditioned(parrot, kind)(x, level, words(2), Estimate(x0=batch(2)))
     assert torch.equal(parrot.heard[0][:, :2], kind.encode(x, level)[0])
     assert torch.equal(parrot.heard[0][:, 2:], batch(2).float())
 

@@ -50,11 +50,11 @@ class Two:
 
     calls: list[str] = field(default_factory=list)
 
-    def both(self, x_t: Tensor, level: Level, previous: Tensor | None = None) -> tuple[Estimate, Estimate]:
+    def both(self, x_t: Tensor, level: Level, previous: Estimate | None = None) -> tuple[Estimate, Estimate]:
         self.calls.append("both")
         return Estimate(x0=STRONG, variance_fraction=0.25), Estimate(x0=WEAK, variance_fraction=0.75)
 
-    def strong(self, x_t: Tensor, level: Level, previous: Tensor | None = None) -> Estimate:
+    def strong(self, x_t: Tensor, level: Level, previous: Estimate | None = None) -> Estimate:
         self.calls.append("strong")
         return Estimate(x0=STRONG, variance_fraction=0.25)
 
@@ -323,7 +323,7 @@ def test_a_pair_of_two_models_asks_each_once() -> None:
     asked: list[tuple[str, Tensor | None]] = []
 
     def model(name: str, x0: Tensor) -> Any:
-        def denoise(x_t: Tensor, level: Level, previous: Tensor | None = None) -> Estimate:
+        def denoise(x_t: Tensor, level: Level, previous: Estimate | None = None) -> Estimate:
             asked.append((name, previous))
             return Estimate(x0=x0)
 
@@ -344,7 +344,7 @@ def test_a_zero_start_stands_still() -> None:
     below = process.schedule.at(torch.tensor(0.6, dtype=torch.float64)).log_snr.item()
     asked: list[float] = []
 
-    def denoise(x_t: Tensor, level: Level, previous: Tensor | None = None) -> Estimate:
+    def denoise(x_t: Tensor, level: Level, previous: Estimate | None = None) -> Estimate:
         asked.append(level.t.item())
         return Estimate(x0=STRONG)
 

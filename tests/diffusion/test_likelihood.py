@@ -150,7 +150,7 @@ class Exact:
     process: GaussianProcess
     steps: int
 
-    def __call__(self, x_t: X, level: Level, previous: X | None = None) -> Estimate:
+    def __call__(self, x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
         index = round(level.t.flatten()[0].item() * self.steps)
         schedule = self.process.schedule
         before, above = (
@@ -443,7 +443,7 @@ def test_the_decoder_gives_each_level_its_interval() -> None:
     for fraction, std in stds.items():
         for believed in (-0.6, 0.31):
 
-            def denoise(x_t: X, level: Level, previous: X | None = None) -> Estimate:
+            def denoise(x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
                 return Estimate(x0=torch.full_like(x_t, believed), variance_fraction=fraction)  # noqa: B023
 
             bound = bits_per_dim(denoise, process, values, steps=steps, noise=keyed(4))
@@ -617,7 +617,7 @@ def test_the_heartbeat_of_2015() -> None:
     schedule = Tabulated.from_betas(reciprocal_betas(steps))
     process = BinomialProcess(schedule=schedule, rate=rate)
 
-    def denoise(x_t: X, level: Level, previous: X | None = None) -> Estimate:
+    def denoise(x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
         logs = process.marginal(pulses, level).log_prob(x_t[:, None]).sum(-1)
         return Estimate(x0=torch.softmax(logs, 1) @ pulses)
 
@@ -826,7 +826,7 @@ COIN = BinomialProcess(schedule=Cosine())
 def test_the_bound_refuses(process: Process, data: Tensor, options: dict[str, Any], message: str) -> None:
     """ValueError saying what was given and what to do: chains without steps, too many draws, broken or foreign data."""
 
-    def believe(x_t: X, level: Level, previous: X | None = None) -> Estimate:
+    def believe(x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
         return Estimate(x0=x_t)
 
     with pytest.raises(ValueError, match=message):

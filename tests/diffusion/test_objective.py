@@ -933,7 +933,7 @@ def test_at_the_end_of_the_straight_path_the_network_sees_noise_alone() -> None:
     x0 = data(6)
     seen: list[Tensor] = []
 
-    def belief(x_t: Tensor, level: Level, previous: Tensor | None = None) -> Estimate:
+    def belief(x_t: Tensor, level: Level, previous: Estimate | None = None) -> Estimate:
         seen.append(x_t)
         return Estimate(x0=0.3 * x_t)
 

@@ -570,3 +570,15 @@ def test_float32_variances_are_those_of_float64(fraction: float | torch.Tensor) 
             torch.testing.assert_close(
                 (std.double() * torch.ones(2, 3)), (fine.std * torch.ones(2, 3)).double(), rtol=1e-5, atol=0
             )
+
+
+def test_a_belief_that_is_a_sum_is_added_up_when_it_is_looked_at() -> None:
+    x, output = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, -1.0]])
+    belief = Estimate(x0=((2.0, x), (0.5, output), (1.0, x)), variance_fraction=0.25)
+    assert [weight for weight, _ in belief.parts] == [2.0, 0.5, 1.0]
+    assert torch.equal(belief.x0, torch.tensor([[4.5, 5.5]]))
+    assert torch.equal(belief.x0, belief.parts[0][1])
+    assert len(belief.parts) == 1
+    assert torch.equal(x, torch.tensor([[1.0, 2.0]])), "nothing is added up in place"
+    assert belief.with_x0(x).variance_fraction == 0.25
+    assert torch.equal(belief[:1].x0, belief.x0)

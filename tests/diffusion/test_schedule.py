@@ -29,6 +29,7 @@ from unstir.diffusion.schedule import (
     between_points,
     combined,
     constant_betas,
+    levels_at,
     linear_betas,
     quadratic_betas,
     reciprocal_betas,
@@ -630,3 +631,24 @@ def test_refuses_coarse_times(any_schedule: Schedule, dtype: torch.dtype) -> Non
     at: Callable[[torch.Tensor], Level] = any_schedule.at
     with pytest.raises(ValueError, match="float64"):
         at(torch.tensor([1], dtype=dtype))
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.sampled_from([1, 2, 7, 1000]))
+def test_the_levels_of_a_table_are_those_that_automatic_differentiation_finds(times: list[float], steps: int) -> None:
+    """Values bit for bit, slopes to rounding, infinite ones too; also on intervals where alpha_bar itself is linear."""
+    for table in (Tabulated.from_schedule(Cosine(), steps), Tabulated.from_schedule(Reciprocal(), steps, 1.0)):
+        t = torch.tensor([*times, 0.0, 1.0, *(i / steps for i in range(0, steps, 97))], dtype=torch.float64)
+        ours, found = table.at(t), VariancePreserving.at(table, t)
+        assert torch.equal(ours.alpha, found.alpha)
+        assert torch.equal(ours.sigma, found.sigma)
+        assert torch.allclose(ours.dalpha, found.dalpha, rtol=1e-9, equal_nan=True)
+        assert torch.allclose(ours.dsigma, found.dsigma, rtol=1e-9, equal_nan=True)
+
+
+def test_the_levels_of_a_grid_are_those_of_its_times() -> None:
+    for schedule in (Tabulated.from_schedule(Cosine(), 10), RectifiedFlow()):
+        for times in ([1.0, 0.5, 0.0], (0.9, 0.1)):
+            for level, time in zip(levels_at(schedule, times), times, strict=True):
+                alone = schedule.at(torch.tensor(time, dtype=torch.float64))
+                assert level.t.shape == ()
+                assert (level.alpha.item(), level.dsigma.item()) == (alone.alpha.item(), alone.dsigma.item())

@@ -18,7 +18,7 @@ def noise(height: int, width: int, rows: int = 1) -> torch.Tensor:
     return KeyedNoise.from_seeds(range(rows)).normal(torch.zeros(rows, 2, height, width))
 
 
-def edged(x_t: torch.Tensor, level: object, previous: torch.Tensor | None = None) -> Estimate:
+def edged(x_t: torch.Tensor, level: object, previous: Estimate | None = None) -> Estimate:
     """A blur that believes in a black frame, as a network with zero padding and centred pictures does."""
     x0 = F.avg_pool2d(F.pad(x_t, (1, 1, 1, 1)), 3, 1)
     x0[..., 0, :] = x0[..., -1, :] = x0[..., :, 0] = x0[..., :, -1] = -1.0
@@ -30,7 +30,7 @@ def test_what_has_no_edge_is_left_alone(size: tuple[int, int]) -> None:
     """The weights of the four views add up to 1, on odd sides too."""
     x = noise(*size)
 
-    def pointwise(x_t: torch.Tensor, level: object, previous: torch.Tensor | None = None) -> Estimate:
+    def pointwise(x_t: torch.Tensor, level: object, previous: Estimate | None = None) -> Estimate:
         return Estimate(x0=2 * x_t + 1, variance_fraction=0.5)
 
     belief = seamless(pointwise)(x, LEVEL)
@@ -57,8 +57,8 @@ def test_rolling_the_canvas_by_half_rolls_the_belief() -> None:
 def test_what_was_believed_before_is_rolled_with_it() -> None:
     x, before = noise(8, 8), noise(8, 8, rows=2)[1:]
 
-    def recalling(x_t: torch.Tensor, level: object, previous: torch.Tensor | None = None) -> Estimate:
+    def recalling(x_t: torch.Tensor, level: object, previous: Estimate | None = None) -> Estimate:
         assert previous is not None
-        return Estimate(x0=previous)
+        return previous
 
-    assert torch.allclose(seamless(recalling)(x, LEVEL, before).x0, before, atol=1e-6)
+    assert torch.allclose(seamless(recalling)(x, LEVEL, Estimate(x0=before)).x0, before, atol=1e-6)

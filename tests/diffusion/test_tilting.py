@@ -106,7 +106,7 @@ def test_at_no_signal_the_belief_is_left_alone() -> None:
 def test_levels_may_differ_by_sample_and_fractions_stay() -> None:
     levels = RectifiedFlow().at(torch.tensor([0.2, 0.6, 1.0], dtype=torch.float64))
 
-    def denoise(x_t: Tensor, level: Level, previous: Tensor | None = None) -> Estimate:
+    def denoise(x_t: Tensor, level: Level, previous: Estimate | None = None) -> Estimate:
         return Estimate(x0=torch.tanh(x_t) * spread(level.alpha, x_t), variance_fraction=torch.sigmoid(x_t))
 
     def number(x: Tensor, level: Level) -> Tensor:
@@ -164,7 +164,7 @@ class Correlated:
         total = level.alpha**2 * self.covariance + level.sigma**2 * torch.eye(2, dtype=torch.float64)
         return level.sigma**2 * self.covariance @ torch.linalg.inv(total)
 
-    def __call__(self, x_t: Tensor, level: Level, previous: Tensor | None = None) -> Estimate:
+    def __call__(self, x_t: Tensor, level: Level, previous: Estimate | None = None) -> Estimate:
         return Estimate(x0=(level.alpha / level.sigma**2) * x_t @ self.left(level))
 
 

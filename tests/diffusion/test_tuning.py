@@ -68,7 +68,7 @@ def test_nobody_is_asked_beyond_the_cleanest_level_that_is_allowed() -> None:
     seen: list[float] = []
     law = mixture()
 
-    def denoise(x_t: X, level: Level, previous: X | None = None) -> Estimate:
+    def denoise(x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
         seen.append(level.log_snr.max().item())
         return law(x_t, level)
 
@@ -100,7 +100,7 @@ def test_bad_input_is_refused() -> None:
         with pytest.raises(ValueError, match="at least 1"):
             tune(mixture(), process, x, steps, iterations=iterations)
 
-    def broken(x_t: X, level: Level, previous: X | None = None) -> Estimate:
+    def broken(x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
         return Estimate(x0=x_t * torch.nan)
 
     with pytest.raises(ValueError, match="not finite"):

@@ -38,7 +38,7 @@ def test_the_table_is_the_papers() -> None:
 def test_sigma_hat_is_the_variance_of_the_forward_step() -> None:
     """sqrt(1 - alpha_bar_t/alpha_bar_s) on any grid; the mean is that of eta = 1."""
 
-    def denoise(x_t: Tensor, level: Level, previous: Tensor | None = None) -> Estimate:
+    def denoise(x_t: Tensor, level: Level, previous: Estimate | None = None) -> Estimate:
         return Estimate(x0=0.5 * x_t)
 
     process = on_digits.chain()

@@ -56,7 +56,7 @@ def test_a_gaussian_told_its_own_numbers_costs_its_entropy() -> None:
     assert found.mean().item() == pytest.approx(expected, abs=0.01)
 
 
-def gaussian_denoiser(x_t: Tensor, level: Level, previous: Tensor | None = None) -> Estimate:
+def gaussian_denoiser(x_t: Tensor, level: Level, previous: Estimate | None = None) -> Estimate:
     """The best denoiser of pixels that are N(0, 1/4), each on its own."""
     gain = level.alpha / 4 / (level.alpha**2 / 4 + level.sigma**2)
     return Estimate(x0=spread(gain, x_t) * x_t)

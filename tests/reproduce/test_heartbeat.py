@@ -21,7 +21,7 @@ LAW = HeartBeat()
 PROCESS = BinomialProcess(schedule=Tabulated.from_betas(reciprocal_betas(NUM_STEPS)), rate=RATE)
 
 
-def exact(x_t: Tensor, level: Level, previous: Tensor | None = None) -> Estimate:
+def exact(x_t: Tensor, level: Level, previous: Estimate | None = None) -> Estimate:
     """P(x0 = 1 | x_t) by Bayes' theorem over the five sequences."""
     ones = PROCESS.marginal(LAW.sequences.double(), level).probability  # p n
     log_likelihood = torch.where(x_t[:, None] > 0.5, ones.log(), (1 - ones).log()).sum(2)

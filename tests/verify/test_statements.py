@@ -185,7 +185,7 @@ class RepeatedLast(Wrapped):
     def run(self, denoise: Denoiser, x: Tensor, num_steps: int, noise: Noise, start: int = 0) -> Tensor:
         calls: list[Tensor] = []
 
-        def watched(x_t: Tensor, level: Level, previous: Tensor | None = None) -> Estimate:
+        def watched(x_t: Tensor, level: Level, previous: Estimate | None = None) -> Estimate:
             calls.append(x_t)
             return denoise(x_t, level)
 
@@ -308,7 +308,7 @@ class WrongVelocity(Wrapped):
         self.promise = replace(self.inner.promise, formula="ddim of v")
 
     def run(self, denoise: Denoiser, x: Tensor, num_steps: int, noise: Noise, start: int = 0) -> Tensor:
-        def through_v(x_t: Tensor, level: Level, previous: Tensor | None = None) -> Estimate:
+        def through_v(x_t: Tensor, level: Level, previous: Estimate | None = None) -> Estimate:
             x0 = denoise(x_t, level).x0
             v = level.alpha * (x_t - level.alpha * x0) / level.sigma - level.sigma * x0
             return Estimate(x0=level.alpha * x_t + self.sign * level.sigma * v)

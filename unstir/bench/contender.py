@@ -85,7 +85,7 @@ class _Counted:
         self.denoise = denoise
         self.calls = 0
 
-    def __call__(self, x_t: X, level: Level, previous: X | None = None) -> Estimate:
+    def __call__(self, x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
         self.calls += 1
         return self.denoise(x_t, level)
 

@@ -71,7 +71,7 @@ def between(process: Process, start: Denoiser, end: Denoiser, share: Float64[Ten
     """
     _require_shares(share)
 
-    def denoise(x_t: X, level: Level, previous: X | None = None) -> Estimate:
+    def denoise(x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
         one, other = start(x_t, level, previous), end(x_t, level, previous)
         u = spread(share, x_t)
         x0 = process.from_natural((1 - u) * process.to_natural(one.x0) + u * process.to_natural(other.x0))

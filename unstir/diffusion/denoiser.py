@@ -43,15 +43,15 @@ class Network(Protocol[C_in]):
 class Denoiser(Protocol):
     """All that samplers ever see."""
 
-    def __call__(self, x_t: X, level: Level, previous: X | None = None) -> Estimate:
-        """The belief about x0, given x_t at this level; ``previous`` is the x0 believed last, for who reads it."""
+    def __call__(self, x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
+        """The belief about x0, given x_t at this level; ``previous`` is what was believed last, for who reads it."""
         ...
 
 
 class Beliefs(Protocol):
     """Two beliefs about the same sample: a strong and a weak one."""
 
-    def __call__(self, x_t: X, level: Level, previous: X | None = None) -> tuple[Estimate, Estimate]:
+    def __call__(self, x_t: X, level: Level, previous: Estimate | None = None) -> tuple[Estimate, Estimate]:
         """The strong and the weak belief about x0, given x_t at this level."""
         ...
 
@@ -96,29 +96,44 @@ class NetworkDenoiser(nn.Module, Generic[C]):
         self.parameterization = parameterization
         self.is_self_conditioned = is_self_conditioned
 
-    def forward(self, x_t: X, level: Level, condition: C, previous: X | None = None) -> Estimate:
+    def forward(self, x_t: X, level: Level, condition: C, previous: Estimate | None = None) -> Estimate:
         """The belief about x0, given x_t at this level and what is known beside it.
 
         The network computes in the type of its weights; what it says is read in that of x_t.
         """
+        return self._asked(x_t, level, condition, previous, self._dtype())
+
+    def _asked(
+        self, x_t: X, level: Level, condition: C, previous: Estimate | None, dtype: torch.dtype | None
+    ) -> Estimate:
         x, scalar = self.parameterization.encode(x_t, level)
         if self.is_self_conditioned:
-            x = torch.cat([x, torch.zeros_like(x) if previous is None else previous.to(x)], 1)
+            x = torch.cat([x, torch.zeros_like(x) if previous is None else previous.x0.to(x)], 1)
+        if dtype is not None and x.dtype != dtype:
+            x = x.to(dtype)
+        output = self.network(x, scalar, condition)
+        if output.dtype != x_t.dtype:
+            output = output.to(x_t.dtype)
+        return self.parameterization.decode(output, x_t, level)
+
+    def _dtype(self) -> torch.dtype | None:
+        """Of the network's weights; None where it has none. Looking for it costs as much as a small step."""
         weights = cast("nn.Module", self.network).parameters()
-        output = self.network(x.to(next((weight.dtype for weight in weights), x.dtype)), scalar, condition)
-        return self.parameterization.decode(output.to(x_t.dtype), x_t, level)
+        return next((weight.dtype for weight in weights), None)
 
     def given(self, condition: C) -> Denoiser:
         """The denoiser with its condition bound; words are read here, once."""
         return self._bound(self._read(condition))
 
     def _bound(self, read: C) -> Denoiser:
-        def denoise(x_t: X, level: Level, previous: X | None = None) -> Estimate:
+        dtype = self._dtype()
+
+        def denoise(x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
             if x_t.shape[0] > 1:
-                return self(x_t, level, read, previous)
+                return self._asked(x_t, level, read, previous, dtype)
             # Kernels for one row may round differently from those for several: never call the network with one.
-            belief = self(torch.cat([x_t, x_t]), _repeat(level, 2), read.cat(read), _twice(previous))
-            return belief[:1]
+            twice = torch.cat([x_t, x_t])
+            return self._asked(twice, _repeat(level, 2), read.cat(read), _twice(previous), dtype)[:1]
 
         return denoise
 
@@ -127,7 +142,7 @@ class NetworkDenoiser(nn.Module, Generic[C]):
         strong_read, weak_read = self._read(strong), self._read(weak)
         joined = strong_read.cat(weak_read)
 
-        def both(x_t: X, level: Level, previous: X | None = None) -> tuple[Estimate, Estimate]:
+        def both(x_t: X, level: Level, previous: Estimate | None = None) -> tuple[Estimate, Estimate]:
             belief = self(torch.cat([x_t, x_t]), _repeat(level, 2), joined, _twice(previous))
             count = x_t.shape[0]
             return belief[:count], belief[count:]
@@ -142,8 +157,8 @@ class NetworkDenoiser(nn.Module, Generic[C]):
             return read(condition)
 
 
-def _twice(previous: X | None) -> X | None:
-    return None if previous is None else torch.cat([previous, previous])
+def _twice(previous: Estimate | None) -> Estimate | None:
+    return None if previous is None else Estimate(x0=torch.cat([previous.x0, previous.x0]))
 
 
 def _repeat(level: Level, times: int) -> Level:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from jaxtyping import Bool
@@ -46,7 +45,7 @@ def guided(pair: Pair, combine: Combine, *correct: Correct, interval: tuple[floa
     Source: Kynkäänniemi et al. 2024, arXiv:2404.07724 (interval).
     """
 
-    def combined(x_t: X, level: Level, previous: X | None = None) -> Estimate:
+    def combined(x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
         return combine(x_t, level, *pair.both(x_t, level, previous))
 
     return corrected(combined if interval is None else within(interval, combined, pair.strong), *correct)
@@ -68,7 +67,7 @@ def within(interval: tuple[float, float], inside: Denoiser, outside: Denoiser) -
             f"a guidance interval runs from a lower to a higher log-SNR, got {interval[0]} and {interval[1]}"
         )
 
-    def denoise(x_t: X, level: Level, previous: X | None = None) -> Estimate:
+    def denoise(x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
         return (inside if is_within(interval, level) else outside)(x_t, level, previous)
 
     return denoise
@@ -90,7 +89,7 @@ def pair_of(strong: Denoiser, weak: Denoiser) -> Pair:
     Source: Karras et al. 2024, arXiv:2406.02507, Sec. 4.
     """
 
-    def both(x_t: X, level: Level, previous: X | None = None) -> tuple[Estimate, Estimate]:
+    def both(x_t: X, level: Level, previous: Estimate | None = None) -> tuple[Estimate, Estimate]:
         return strong(x_t, level, previous), weak(x_t, level, previous)
 
     return Pair(both=both, strong=strong)
@@ -112,10 +111,10 @@ def zero_start(denoise: Denoiser, below: float) -> Denoiser:
     Source: Fan et al. 2025, arXiv:2503.18886 (zero-init, which counts steps).
     """
 
-    def still(x_t: X, level: Level, previous: X | None = None) -> Estimate:
+    def still(x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
         return PredictFlow().decode(torch.zeros_like(x_t), x_t, level)
 
-    def denoise_later(x_t: X, level: Level, previous: X | None = None) -> Estimate:
+    def denoise_later(x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
         is_early = bool((level.log_snr <= below).all())
         return (still if is_early else denoise)(x_t, level, previous)
 
@@ -127,7 +126,7 @@ def zero_start(denoise: Denoiser, below: float) -> Denoiser:
 def corrected(denoise: Denoiser, *correct: Correct) -> Denoiser:
     """A denoiser whose beliefs are corrected, without guidance."""
 
-    def denoise_corrected(x_t: X, level: Level, previous: X | None = None) -> Estimate:
+    def denoise_corrected(x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
         belief = denoise(x_t, level, previous)
         for better in correct:
             belief = better(x_t, level, belief)
@@ -162,7 +161,7 @@ def extrapolate(process: Process, scale: float) -> Combine:
         if scale in (0, 1):  # exactly, where rounding would make w = 1 differ from the strong belief
             return strong if scale == 1 else weak
         start, end = process.to_natural(weak.x0), process.to_natural(strong.x0)
-        return replace(strong, x0=process.from_natural(start + scale * (end - start)))
+        return strong.with_x0(process.from_natural(start + scale * (end - start)))
 
     return combine
 
@@ -201,7 +200,7 @@ def projected(process: Process, scale: float, *, parallel: float = 0.0, norm_thr
         if norm_threshold is not None:
             step = step * (norm_threshold / _inner(step, step).sqrt()).clamp(max=1)
         along = _share(step, end) * end
-        return replace(strong, x0=process.from_natural(end + (scale - 1) * (step - (1 - parallel) * along)))
+        return strong.with_x0(process.from_natural(end + (scale - 1) * (step - (1 - parallel) * along)))
 
     return combine
 
@@ -231,7 +230,7 @@ def zero_star(process: GaussianProcess, scale: float) -> Combine:
             return strong
         end, start = (velocity.target(belief.x0, x_t, level) for belief in (strong, weak))
         start = _share(end, start) * start
-        return replace(strong, x0=velocity.decode(start + scale * (end - start), x_t, level).x0)
+        return strong.with_x0(velocity.decode(start + scale * (end - start), x_t, level).x0)
 
     return combine
 
@@ -271,7 +270,7 @@ def rescale(combine: Combine, fraction: float, view: str) -> Combine:
         now, then = (affine.target(belief.x0, x_t, level) for belief in (combined, strong))
         have, want = _contrast(now), _contrast(then)
         ratio = torch.where(have > 0, want / have, 1.0)
-        return replace(combined, x0=affine.decode((1 - fraction + fraction * ratio) * now, x_t, level).x0)
+        return combined.with_x0(affine.decode((1 - fraction + fraction * ratio) * now, x_t, level).x0)
 
     return rescaled
 
@@ -286,7 +285,7 @@ def clip(bound: float = 1.0) -> Correct:
     """
 
     def correct(x_t: X, level: Level, belief: Estimate) -> Estimate:
-        return replace(belief, x0=belief.x0.clamp(-bound, bound))
+        return belief.with_x0(belief.x0.clamp(-bound, bound))
 
     return correct
 
@@ -315,7 +314,7 @@ def dynamic_threshold(quantile: float, bound: float = 1.0) -> Correct:
         # Sample by sample: torch refuses the quantile of a tensor of more than 16 million numbers.
         largest = torch.stack([torch.quantile(row, quantile) for row in x0.abs().flatten(1).float()])
         reach = largest.clamp(min=bound).to(x0).view(-1, *[1] * (x0.ndim - 1))
-        return replace(belief, x0=torch.minimum(torch.maximum(x0, -reach), reach) * (bound / reach))
+        return belief.with_x0(torch.minimum(torch.maximum(x0, -reach), reach) * (bound / reach))
 
     return correct
 
@@ -341,7 +340,7 @@ def known_pixels(known: X, mask: Bool[Tensor, "*any"]) -> Correct:
                 raise ValueError(
                     f"{name} of shape {tuple(shape)} do not fit a sample of {tuple(x0.shape)}; give them in its shape"
                 )
-        return replace(belief, x0=torch.where(mask.to(x0.device), known.to(x0), x0))
+        return belief.with_x0(torch.where(mask.to(x0.device), known.to(x0), x0))
 
     return correct
 

@@ -355,13 +355,13 @@ def _spoiled(denoiser: NetworkDenoiser[C], times: Times, x0: X, noise: Noise) ->
 
 def _own_belief(
     denoiser: NetworkDenoiser[C], x_t: X, level: Level, condition: C, noise: Noise, objective: Simple
-) -> X | None:
+) -> Estimate | None:
     if not denoiser.is_self_conditioned:
         return None
     with torch.no_grad():
         first = denoiser(x_t, level, condition).x0
     share = noise.at(2).uniform(torch.zeros(x_t.shape[0], dtype=torch.float64))
-    return first * spread((share < objective.self_conditioning).double(), first)
+    return Estimate(x0=first * spread((share < objective.self_conditioning).double(), first))
 
 
 def _chain_term(process: Process, belief: Estimate, x0: X, x_t: X, level: Level, num_steps: int) -> Float[Tensor, "b"]:

@@ -52,11 +52,13 @@ class Affine(Parameterization, Protocol):
 
     def encode(self, x_t: X, level: Level) -> tuple[X, Float[Tensor, "b"]]:
         """x_t itself, and 1000 t."""
-        return x_t, _one_each(1000 * level.t, x_t)
+        return x_t, _one_each(level.t, x_t, 1000)
 
     def decode(self, output: Tensor, x_t: X, level: Level) -> Estimate:
         """The belief x0 = skip x_t + out F."""
         skip, out = self.coefficients(level)
+        if skip.ndim == 0 and not torch.is_grad_enabled():
+            return Estimate(x0=((skip.item(), x_t), (out.item(), output)))
         return Estimate(x0=combined(skip, x_t, out, output))
 
     def target(self, x0: X, x_t: X, level: Level) -> Tensor:
@@ -77,7 +79,7 @@ class PredictNoise(Affine):
 
     def coefficients(self, level: Level) -> tuple[Time, Time]:
         """Skip = 1/alpha, out = -sigma/alpha."""
-        if not bool(level.alpha.all()):
+        if not bool(level.alpha if level.alpha.ndim == 0 else level.alpha.all()):
             raise ValueError(
                 "a network that predicts noise cannot start from pure noise (alpha = 0); predict x0, v or flow, "
                 "or use a schedule that keeps some signal at t = 1"
@@ -207,7 +209,7 @@ class PredictMean(Parameterization):
 
     def encode(self, x_t: X, level: Level) -> tuple[X, Float[Tensor, "b"]]:
         """x_t itself, and 1000 t."""
-        return x_t, _one_each(1000 * level.t, x_t)
+        return x_t, _one_each(level.t, x_t, 1000)
 
     def decode(self, output: Tensor, x_t: X, level: Level) -> Estimate:
         """The belief with which the next step leads to F."""
@@ -229,7 +231,7 @@ class PredictBit(Parameterization):
 
     def encode(self, x_t: X, level: Level) -> tuple[X, Float[Tensor, "b"]]:
         """x_t as -1 and 1, and 1000 t."""
-        return 2 * x_t - 1, _one_each(1000 * level.t, x_t)
+        return 2 * x_t - 1, _one_each(level.t, x_t, 1000)
 
     def decode(self, output: Tensor, x_t: X, level: Level) -> Estimate:
         """sigmoid(F), never quite 0 or 1: a bit that was ruled out would cost infinitely much."""
@@ -262,7 +264,7 @@ class PredictFlip(Parameterization):
 
     def encode(self, x_t: X, level: Level) -> tuple[X, Float[Tensor, "b"]]:
         """x_t as -1 and 1, and 1000 t."""
-        return 2 * x_t - 1, _one_each(1000 * level.t, x_t)
+        return 2 * x_t - 1, _one_each(level.t, x_t, 1000)
 
     def decode(self, output: Tensor, x_t: X, level: Level) -> Estimate:
         """The belief with which the next step flips so."""
@@ -399,8 +401,10 @@ PARAMETERIZATIONS: dict[str, type[Parameterization]] = {
 }
 
 
-def _one_each(scalar: Time, x_t: X) -> Float[Tensor, "b"]:
-    return scalar.to(torch.float32).expand(x_t.shape[0]).to(x_t.device)
+def _one_each(scalar: Time, x_t: X, scale: float = 1.0) -> Float[Tensor, "b"]:
+    if scalar.ndim == 0 and not scalar.requires_grad:  # a plain number is written where it is needed, and not copied
+        return x_t.new_full((x_t.shape[0],), scale * scalar.item(), dtype=torch.float32)
+    return (scale * scalar).to(torch.float32).expand(x_t.shape[0]).to(x_t.device)
 
 
 def _halves(output: Tensor, x_t: X) -> tuple[Tensor, Tensor]:

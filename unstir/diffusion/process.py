@@ -23,21 +23,40 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from unstir.diffusion.distribution import Bernoulli, Distribution, Normal
-from unstir.diffusion.schedule import Level, Schedule, spread
+from unstir.diffusion.schedule import Level, Part, Schedule, added, spread
 from unstir.typing import Time, X
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
 class Estimate:
-    """What is believed about the clean sample, given x_t.
+    """What is believed about the clean sample, given x_t. It does not change.
 
     Args:
-        x0: E[x0 | x_t]; for bits this is P(x0 = 1 | x_t).
+        x0: E[x0 | x_t], or the parts of which it is the sum; for bits this is P(x0 = 1 | x_t).
         variance_fraction: of the reverse variance on the logarithmic scale from beta_tilde (0, or None) to beta (1).
     """
 
-    x0: X
-    variance_fraction: X | float | None = None
+    __slots__ = ("_parts", "_x0", "variance_fraction")
+
+    def __init__(self, *, x0: X | tuple[Part, ...], variance_fraction: X | float | None = None) -> None:
+        self._x0, self._parts = (None, x0) if isinstance(x0, tuple) else (x0, ((1.0, x0),))
+        self.variance_fraction = variance_fraction
+
+    @property
+    def x0(self) -> X:
+        """E[x0 | x_t]; parts are added up when it is first looked at."""
+        if self._x0 is None:
+            self._x0 = added(self._parts)
+            self._parts = ((1.0, self._x0),)
+        return self._x0
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """x0 as a sum. A step that is a sum itself goes on with these, and x0 is never written to memory."""
+        return self._parts
+
+    def with_x0(self, x0: X) -> Estimate:
+        """Another belief about x0, of the same variance."""
+        return Estimate(x0=x0, variance_fraction=self.variance_fraction)
 
     def __getitem__(self, index: slice | Bool[Tensor, "b"]) -> Estimate:
         """What is believed about some samples of a batch."""

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Protocol, Self, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from unstir.typing import Time, X, floats
@@ -87,8 +87,25 @@ def combined(a: Time, x: X, b: Time, y: X) -> X:
     Where one serves all samples and carries no gradient it is a plain number, which needs two passes instead of three.
     """
     if a.ndim == 0 and not (a.requires_grad or b.requires_grad):
-        return (a.item() * x).add_(y, alpha=b.item())
+        return added([(a.item(), x), (b.item(), y)])
     return spread(a, x) * x + spread(b, y) * y
+
+
+Part = tuple[float, X]
+"""A weight in a sum, and what it weighs."""
+
+
+def added(parts: Iterable[Part]) -> X:
+    """The sum of tensors, each times its weight; one that comes twice is read once."""
+    found: dict[int, Part] = {}
+    for weight, tensor in parts:
+        known = found.get(id(tensor))
+        found[id(tensor)] = (weight if known is None else weight + known[0], tensor)
+    (weight, tensor), *others = found.values()
+    total = weight * tensor
+    for weight, tensor in others:
+        total.add_(tensor, alpha=weight)
+    return total
 
 
 @runtime_checkable
@@ -119,13 +136,17 @@ class VariancePreserving(Schedule, Protocol):
             variable = t.detach().clone().requires_grad_()
             alpha_bar = self.alpha_bar(variable)
             (slope,) = torch.autograd.grad(alpha_bar.sum(), variable)
-        alpha, sigma = alpha_bar.detach().sqrt(), (1 - alpha_bar.detach()).clamp(min=0).sqrt()
-        dsigma = torch.where(sigma > 0, -slope / (2 * sigma), torch.inf)  # also where the slope is 0 with it
-        return Level(t=t, alpha=alpha, sigma=sigma, dalpha=slope / (2 * alpha), dsigma=dsigma)
+        return _level_of_alpha_bar(t, alpha_bar.detach(), slope)
 
     def time_of(self, log_snr: Time) -> Time:
         """The inverse of ``at(t).log_snr`` by bisection, to the last bit that float64 tells apart."""
         return where_falls_to(self.alpha_bar, torch.sigmoid(log_snr.double()))
+
+
+def _level_of_alpha_bar(t: Time, alpha_bar: Time, slope: Time) -> Level:
+    alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).clamp(min=0).sqrt()
+    dsigma = torch.where(sigma > 0, -slope / (2 * sigma), torch.inf)  # also where the slope is 0 with it
+    return Level(t=t, alpha=alpha, sigma=sigma, dalpha=slope / (2 * alpha), dsigma=dsigma)
 
 
 def _from_data(alpha_bar: Time, t: Time) -> Time:
@@ -524,18 +545,36 @@ class Tabulated(VariancePreserving):
         """The share of signal variance at time t."""
         return between_points(self._points, t)
 
+    def at(self, t: Time) -> Level:
+        """The level at time t; the slope of what is linear in between is known, and quicker than asking autograd."""
+        t = checked_time(t)
+        points, index = self._points, _interval(t.detach(), self.num_steps)[0]
+        alpha_bar = between_points(points, t.detach())
+        smooth = alpha_bar * (1 - alpha_bar) * self._logit_rises[index]
+        return _level_of_alpha_bar(
+            t, alpha_bar, self.num_steps * torch.where(smooth.isfinite(), smooth, points[index + 1] - points[index])
+        )
+
+    @cached_property
+    def _logit_rises(self) -> Tensor:
+        return torch.logit(self._points).diff()  # infinite where alpha_bar itself is linear
+
+
+def levels_at(schedule: Schedule, times: Sequence[float]) -> tuple[Level, ...]:
+    """The levels of a grid, one by one, each of shape (). A table never changes, so its last grids are remembered."""
+    if isinstance(schedule, Tabulated):
+        return _levels_of_table(schedule, tuple(times))
+    return tuple(schedule.at(torch.tensor(times, dtype=torch.float64)).unbind())
+
+
+@lru_cache(maxsize=64)
+def _levels_of_table(schedule: Tabulated, times: tuple[float, ...]) -> tuple[Level, ...]:
+    return tuple(schedule.at(torch.tensor(times, dtype=torch.float64)).unbind())
+
 
 def between_points(points: Float64[Tensor, "n"], t: Time) -> Time:
     """alpha_bar at time t of a chain whose alpha_bar at 0, 1/T, ..., 1 is ``points``; see ``Tabulated``."""
-    num_steps = points.numel() - 1
-    position = t * num_steps
-    nearest = position.detach().round()
-    # i/T * T is not always i in float64; a grid point must still read its own entry.
-    position = torch.where(
-        (position.detach() - nearest).abs() < 1e-9, position - (position - nearest).detach(), position
-    )
-    index = position.detach().floor().clamp(0, num_steps - 1).long()
-    share = position - index
+    index, share = _interval(t, points.numel() - 1)
     left, right = points[index], points[index + 1]
     ends = (left == 1) | (right == 0)
     inside = torch.full_like(left, 0.5)  # any value with a finite logit, where the other branch is taken
@@ -548,6 +587,18 @@ def between_points(points: Float64[Tensor, "n"], t: Time) -> Time:
     smooth = torch.where(share.detach() == 0, smooth + (left - smooth).detach(), smooth)
     smooth = torch.where(share.detach() == 1, smooth + (right - smooth).detach(), smooth)
     return torch.where(ends, torch.lerp(left, right, share), smooth)
+
+
+def _interval(t: Time, num_steps: int) -> tuple[Int64[Tensor, "b"], Time]:
+    """Between which points of a chain t lies, and how far between them."""
+    position = t * num_steps
+    nearest = position.detach().round()
+    # i/T * T is not always i in float64; a grid point must still read its own entry.
+    position = torch.where(
+        (position.detach() - nearest).abs() < 1e-9, position - (position - nearest).detach(), position
+    )
+    index = position.detach().floor().clamp(0, num_steps - 1).long()
+    return index, position - index
 
 
 def linear_betas(num_steps: int = 1000, *, first: float = 1e-4, last: float = 0.02) -> tuple[float, ...]:

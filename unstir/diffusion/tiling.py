@@ -41,7 +41,7 @@ def seamless(denoise: Denoiser) -> Denoiser:
         views on a torus.
     """
 
-    def denoise_seamless(x_t: X, level: Level, previous: X | None = None) -> Estimate:
+    def denoise_seamless(x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
         height, width = x_t.shape[-2:]
         weight = _window(height).outer(_window(width)).to(x_t)
         total: Tensor | None = None
@@ -49,7 +49,8 @@ def seamless(denoise: Denoiser) -> Denoiser:
         whole = torch.zeros_like(weight)
         for rows, columns in itertools.product((0, height // 2), (0, width // 2)):
             there, back = (rows, columns), (-rows, -columns)
-            belief = denoise(_rolled(x_t, there), level, _rolled(previous, there))
+            before = None if previous is None else previous.with_x0(_rolled(previous.x0, there))
+            belief = denoise(_rolled(x_t, there), level, before)
             part = _rolled(belief.x0 * weight, back)
             total = part if total is None else total + part
             whole = whole + _rolled(weight, back)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -56,10 +56,10 @@ def steered(denoise: Denoiser, log_likelihood: LogLikelihood, scale: float = 1.0
     """
     _require_finite(scale)
 
-    def denoise_steered(x_t: X, level: Level, previous: X | None = None) -> Estimate:
+    def denoise_steered(x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
         belief = denoise(x_t, level, previous)
         slope = gradient(lambda x: log_likelihood(x, level), x_t)
-        return replace(belief, x0=belief.x0 + spread(_gain(level, scale), x_t) * slope)
+        return belief.with_x0(belief.x0 + spread(_gain(level, scale), x_t) * slope)
 
     return denoise_steered
 
@@ -86,7 +86,7 @@ def lowering(denoise: Denoiser, loss: Loss, scale: float = 1.0) -> Denoiser:
     """
     _require_finite(scale)
 
-    def denoise_lowering(x_t: X, level: Level, previous: X | None = None) -> Estimate:
+    def denoise_lowering(x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
         belief: Estimate | None = None
 
         def loss_of(x: X) -> Float[Tensor, "b"]:

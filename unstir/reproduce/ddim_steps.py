@@ -82,7 +82,7 @@ def ddim_steps(*, seed: int, advance: Advance, effort: float = 1.0) -> Report:
 def with_beta(denoise: Denoiser) -> Denoiser:
     """The same beliefs, with the reverse variance beta ("fixed large")."""
 
-    def larger(x_t: X, level: Level, previous: X | None = None) -> Estimate:
+    def larger(x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
         return Estimate(x0=denoise(x_t, level, previous).x0, variance_fraction=1.0)
 
     return larger

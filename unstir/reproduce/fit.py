@@ -109,7 +109,7 @@ def unconditional(count: int) -> Condition:
 def in_chunks(denoiser: NetworkDenoiser[Condition], size: int = 4096) -> Denoiser:
     """The trained denoiser for batches of any size, a chunk of rows at a time."""
 
-    def denoise(x_t: X, level: Level, previous: X | None = None) -> Estimate:
+    def denoise(x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
         beliefs: list[Estimate] = []
         for start in range(0, x_t.shape[0], size):
             rows = slice(start, start + size)

@@ -121,7 +121,7 @@ def watched(denoise: Denoiser, pictures: Tensor, distortions: dict[int, float], 
         num_steps: T.
     """
 
-    def watching(x_t: X, level: Level, previous: X | None = None) -> Estimate:
+    def watching(x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
         belief = denoise(x_t, level, previous)
         error = belief.x0.clamp(-1, 1) - pictures
         distortions[round(level.t.item() * num_steps)] = error.square().mean().sqrt().item()

@@ -191,7 +191,7 @@ def draw_points(denoise: Denoiser, process: GaussianProcess, noise: BlockNoise, 
 def _in_rows(oracle: MixtureOracle, size: int = 1024) -> Denoiser:
     """The oracle, a chunk of rows at a time: it holds a number a row and component."""
 
-    def denoise(x_t: X, level: Level, previous: X | None = None) -> Estimate:
+    def denoise(x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
         chunks = [slice(start, start + size) for start in range(0, len(x_t), size)]
         return Estimate(x0=torch.cat([oracle(x_t[i], level if level.t.ndim == 0 else level[i]).x0 for i in chunks]))
 

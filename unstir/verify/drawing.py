@@ -240,10 +240,10 @@ def _middle(process: Process) -> Level:
 def _pair(strong: X, weak: X) -> Pair:
     """Two beliefs that are always the same."""
 
-    def both(x_t: X, level: Level, previous: X | None = None) -> tuple[Estimate, Estimate]:
+    def both(x_t: X, level: Level, previous: Estimate | None = None) -> tuple[Estimate, Estimate]:
         return Estimate(x0=strong), Estimate(x0=weak)
 
-    def alone(x_t: X, level: Level, previous: X | None = None) -> Estimate:
+    def alone(x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
         return Estimate(x0=strong)
 
     return Pair(both=both, strong=alone)

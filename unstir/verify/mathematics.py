@@ -143,7 +143,7 @@ def ddim_identities() -> Outcome:
     levels = process.schedule.at(torch.tensor(times, dtype=torch.float64))
     beliefs: list[X] = []
 
-    def noted(x_t: X, level: Level, previous: X | None = None) -> Estimate:
+    def noted(x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
         belief = corrected(_LAW, clip(1.0))(x_t, level)
         beliefs.append(belief.x0)
         return belief
@@ -239,7 +239,7 @@ def guidance_is_affine() -> Outcome:
     process, x = GaussianProcess(schedule=Cosine()), torch.randn(2, 3, 4, dtype=torch.float64, generator=_generator(0))
     other = GaussianOracle(mean=torch.tensor(0.8, dtype=torch.float64), variance=torch.tensor(0.3, dtype=torch.float64))
 
-    def both(x_t: X, level: Level, previous: X | None = None) -> tuple[Estimate, Estimate]:
+    def both(x_t: X, level: Level, previous: Estimate | None = None) -> tuple[Estimate, Estimate]:
         return _LAW(x_t, level), other(x_t, level)
 
     level = process.schedule.at(torch.tensor(0.5, dtype=torch.float64))

@@ -101,7 +101,7 @@ class Pattern:
 def certain(x0: X) -> Denoiser:
     """The exact denoiser of a data set of one sample: it always believes in that."""
 
-    def denoise(x_t: X, level: Level, previous: X | None = None) -> Estimate:
+    def denoise(x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
         return Estimate(x0=x0.to(x_t).expand_as(x_t))
 
     return denoise
@@ -122,7 +122,7 @@ def observe(
     """
     calls: list[Call] = []
 
-    def watched(x_t: X, level: Level, previous: X | None = None) -> Estimate:
+    def watched(x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
         belief = denoise(x_t, level)
         alpha, sigma = level.alpha.reshape(-1)[0].item(), level.sigma.reshape(-1)[0].item()
         calls.append(Call(x=x_t.detach().clone(), alpha=alpha, sigma=sigma, x0=belief.x0))

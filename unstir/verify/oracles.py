@@ -52,7 +52,7 @@ class GaussianOracle:
         if not bool((self.variance > 0).all()):
             raise ValueError(f"a Gaussian law needs a positive variance, got {self.variance.min().item()}")
 
-    def __call__(self, x_t: X, level: Level, previous: X | None = None) -> Estimate:
+    def __call__(self, x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
         """E[x0 | x_t]."""
         x = x_t.double()
         mean, variance = self.mean.to(x), self.variance.to(x)
@@ -191,7 +191,7 @@ class MixtureOracle:
         count = points.shape[0]
         return cls(means=points, variances=points.new_zeros(count), weights=points.new_full((count,), 1 / count))
 
-    def __call__(self, x_t: X, level: Level, previous: X | None = None) -> Estimate:
+    def __call__(self, x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
         """E[x0 | x_t]."""
         x = x_t.double().flatten(1)
         means, variances = self.means.to(x).flatten(1), self.variances.to(x)
@@ -354,7 +354,7 @@ class BitsOracle:
         law = self.table.double()
         return -(torch.xlogy(law, law).sum() / math.log(2)).item()
 
-    def __call__(self, x_t: X, level: Level, previous: X | None = None) -> Estimate:
+    def __call__(self, x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
         """P(x0 = 1 | x_t) of every bit, given all of x_t, by enumeration of all strings."""
         x, strings = self._flat(x_t), self.strings.to(x_t.device)
         alpha_bar = level.alpha.to(x).view(-1, 1, 1) ** 2

@@ -274,7 +274,7 @@ def ends_at_the_belief(target: Target) -> Outcome:
 def finite_for_every_number(target: Target) -> Outcome:
     """No number of steps makes infinities, or crashes, with a belief that is bounded and no better than a guess."""
 
-    def guess(x_t: X, level: Level, previous: X | None = None) -> Estimate:
+    def guess(x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
         return Estimate(x0=x_t.clamp(-1, 1))
 
     def probe(num_steps: int) -> str | None:
@@ -327,7 +327,7 @@ def threads(target: Target) -> Outcome:
     alone = [observe(target, _GAUSSIAN, x, num_steps).end for x in starts]
     barrier = threading.Barrier(count)
 
-    def in_step(x_t: X, level: Level, previous: X | None = None) -> Estimate:
+    def in_step(x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
         with suppress(threading.BrokenBarrierError):  # one thread left, or the target lets only one in at a time
             barrier.wait(timeout=1.0)
         return _GAUSSIAN(x_t, level)
@@ -651,7 +651,7 @@ def _distance(a: Tensor, b: Tensor) -> float:
 def _break_off(target: Target, num_steps: int, after: int) -> None:
     count = 0
 
-    def denoise(x_t: X, level: Level, previous: X | None = None) -> Estimate:
+    def denoise(x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
         nonlocal count
         count += 1
         if count > after:

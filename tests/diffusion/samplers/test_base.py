@@ -205,7 +205,7 @@ def test_steps_are_numbered_from_noise_to_data(sampler: Sampler[Any], schedule: 
     times = trailing(schedule, num_steps)
     asked: list[tuple[float, Tensor, Tensor]] = []
 
-    def denoise(x_t: Tensor, level: Level, previous: Tensor | None = None) -> Estimate:
+    def denoise(x_t: Tensor, level: Level, previous: Estimate | None = None) -> Estimate:
         belief = Estimate(x0=GAUSSIAN(x_t, level).x0)
         asked.append((level.t.item(), x_t, belief.x0))
         return belief
@@ -363,7 +363,7 @@ def test_sampling_builds_no_graph_and_leaves_gradients_on(sampler: Sampler[Any])
     """Steps run without gradients, and between two steps the caller's gradients are as they were."""
     weight = torch.tensor(0.5, requires_grad=True)
 
-    def denoise(x_t: Tensor, level: Level, previous: Tensor | None = None) -> Estimate:
+    def denoise(x_t: Tensor, level: Level, previous: Estimate | None = None) -> Estimate:
         return Estimate(x0=weight * x_t)
 
     process = GaussianProcess(schedule=Cosine())

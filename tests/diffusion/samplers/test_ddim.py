@@ -266,7 +266,7 @@ def test_encoding_asks_at_levels_not_at_their_numbers() -> None:
     process, times = GaussianProcess(schedule=Cosine()), (0.0, 0.25, 0.5, 1.0)
     asked: list[float] = []
 
-    def denoise(x_t: torch.Tensor, level: Level, previous: torch.Tensor | None = None) -> Estimate:
+    def denoise(x_t: torch.Tensor, level: Level, previous: Estimate | None = None) -> Estimate:
         asked.append(level.t.item())
         return ORACLE(x_t, level)
 

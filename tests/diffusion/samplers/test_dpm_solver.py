@@ -178,7 +178,7 @@ def test_a_singlestep_asks_as_often_as_its_order(process: GaussianProcess, count
     """1, 2 or 3 evaluations, at even places in log-SNR from t on; none of them at s."""
     asked: list[float] = []
 
-    def denoise(x_t: torch.Tensor, level: Level, previous: torch.Tensor | None = None) -> Estimate:
+    def denoise(x_t: torch.Tensor, level: Level, previous: Estimate | None = None) -> Estimate:
         asked.append(level.log_snr.item())
         return ORACLE(x_t, level)
 

@@ -76,7 +76,7 @@ def asked(sampler: Heun, process: GaussianProcess, t: float, s: float) -> list[f
     """The times that a step asks at."""
     seen: list[float] = []
 
-    def denoise(x_t: torch.Tensor, level: Level, previous: torch.Tensor | None = None) -> Estimate:
+    def denoise(x_t: torch.Tensor, level: Level, previous: Estimate | None = None) -> Estimate:
         seen.append(level.t.item())
         return ORACLE(x_t, level)
 

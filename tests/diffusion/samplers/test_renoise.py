@@ -39,7 +39,7 @@ def test_a_consistency_function_makes_the_law_whatever_the_steps() -> None:
     process, count = GaussianProcess(schedule=Cosine()), 20_000
     end = process.schedule.at(scalar(0.0))
 
-    def maps(x_t: torch.Tensor, level: Level, previous: torch.Tensor | None = None) -> Estimate:
+    def maps(x_t: torch.Tensor, level: Level, previous: Estimate | None = None) -> Estimate:
         return Estimate(x0=ORACLE.flow(x_t, level, end))
 
     noise = KeyedNoise.from_seeds([3])
@@ -58,7 +58,7 @@ def test_it_serves_bits_as_well() -> None:
     t, s = (process.schedule.at(scalar(value)) for value in (0.8, 0.5))
     x0 = torch.ones(1, count, dtype=torch.float64)
 
-    def certain(x_t: torch.Tensor, level: Level, previous: torch.Tensor | None = None) -> Estimate:
+    def certain(x_t: torch.Tensor, level: Level, previous: Estimate | None = None) -> Estimate:
         return Estimate(x0=x0)
 
     got = Renoise().step(certain, process, torch.zeros_like(x0), t, s, None, KeyedNoise.from_seeds([4]))[0]

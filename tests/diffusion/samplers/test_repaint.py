@@ -25,7 +25,7 @@ def scalar(value: float) -> torch.Tensor:
     return torch.tensor(value, dtype=torch.float64)
 
 
-def correlated(x_t: torch.Tensor, level: Level, previous: torch.Tensor | None = None) -> Estimate:
+def correlated(x_t: torch.Tensor, level: Level, previous: Estimate | None = None) -> Estimate:
     """The exact denoiser of pairs of unit variance and correlation 0.9: each of sum and difference by itself."""
     beliefs = []
     for sign in (1, -1):
@@ -79,7 +79,7 @@ def test_each_repetition_starts_above_with_the_memory_of_before() -> None:
     levels = process.schedule.at(torch.tensor([0.9, 0.7, 0.4], dtype=torch.float64))
     asked: list[float] = []
 
-    def denoise(x_t: torch.Tensor, level: Level, previous: torch.Tensor | None = None) -> Estimate:
+    def denoise(x_t: torch.Tensor, level: Level, previous: Estimate | None = None) -> Estimate:
         asked.append(level.t.item())
         return ORACLE(x_t, level)
 
@@ -122,7 +122,7 @@ def test_it_serves_bits_as_well() -> None:
     """Known and painted bits are 0 or 1, and known ones end as they are where the belief says so."""
     process, known = BinomialProcess(schedule=Cosine()), torch.tensor([[0.0, 1.0, 1.0, 0.0]])
 
-    def certain(x_t: torch.Tensor, level: Level, previous: torch.Tensor | None = None) -> Estimate:
+    def certain(x_t: torch.Tensor, level: Level, previous: Estimate | None = None) -> Estimate:
         assert set(x_t.unique().tolist()) <= {0.0, 1.0}
         return Estimate(x0=known)
 

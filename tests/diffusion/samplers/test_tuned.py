@@ -66,7 +66,7 @@ def test_an_unchanging_belief_is_reached_exactly_by_any_weights_of_the_right_sum
     truth = torch.tensor([[0.3, -0.4]], dtype=torch.float64)
     seen: list[X] = []
 
-    def denoise(x_t: X, level: Level, previous: X | None = None) -> Estimate:
+    def denoise(x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
         seen.append((x_t - level.alpha * truth) / level.sigma)
         return Estimate(x0=truth.expand_as(x_t))
 

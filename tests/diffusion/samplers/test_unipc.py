@@ -87,7 +87,7 @@ def test_a_corrected_step_asks_for_nothing_more(process: GaussianProcess) -> Non
     """One evaluation a step, at the predicted sample; the belief that ends a walk is the one there."""
     asked: list[torch.Tensor] = []
 
-    def denoise(x_t: torch.Tensor, level: Level, previous: torch.Tensor | None = None) -> Estimate:
+    def denoise(x_t: torch.Tensor, level: Level, previous: Estimate | None = None) -> Estimate:
         asked.append(x_t)
         return ORACLE(x_t, level)
 
@@ -103,7 +103,7 @@ def test_the_predictor_alone_is_dpm_solver(process: GaussianProcess) -> None:
     fixed = torch.tensor([[0.4]], dtype=torch.float64)
     levels = [process.schedule.at(torch.tensor(t, dtype=torch.float64)) for t in (0.9, 0.6, 0.5)]
 
-    def certain(x_t: torch.Tensor, level: Level, previous: torch.Tensor | None = None) -> Estimate:
+    def certain(x_t: torch.Tensor, level: Level, previous: Estimate | None = None) -> Estimate:
         return Estimate(x0=fixed)
 
     x = torch.tensor([[0.7]], dtype=torch.float64)

@@ -17,8 +17,8 @@ import torch
 from unstir.diffusion.denoiser import Denoiser
 from unstir.diffusion.noise import StepNoise
 from unstir.diffusion.process import Estimate, Process, require_data
-from unstir.diffusion.schedule import Level, spread
-from unstir.typing import Noise, S, X, floats
+from unstir.diffusion.schedule import Level, Part, added, levels_at, spread
+from unstir.typing import Noise, S, X
 
 
 class Sampler(Protocol[S]):
@@ -71,7 +71,7 @@ def sample(
         noise: one key a sample; step i (from 0) draws the numbers of ``noise.at(i)``, and all steps walk one Brownian
             path, that of ``noise``.
 
-    The denoiser is told the x0 that it believed last, which self-conditioned networks read.
+    The denoiser is told what it believed last, which self-conditioned networks read.
 
     Raises:
         ValueError: if there are fewer than two times, they do not fall strictly, or x holds no finite
@@ -80,20 +80,19 @@ def sample(
     require_data(x)
     if len(times) < 2 or any(s >= t for t, s in itertools.pairwise(times)):
         raise ValueError(f"a grid needs at least two times that fall strictly, got {list(times)}")
-    grid = process.schedule.at(torch.tensor(times, dtype=torch.float64))
-    sigmas = floats(grid.sigma)
+    levels = levels_at(process.schedule, times)
     memory = sampler.start()
     last: Estimate | None = None
 
-    def watched(x_t: X, level: Level, previous: X | None = None) -> Estimate:
+    def watched(x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
         nonlocal last
-        last = denoise(x_t, level, None if last is None else last.x0)
+        last = denoise(x_t, level, last)
         return last
 
     yield Step(index=0, t=times[0], x=x, belief=None)
-    for i, (t, s) in enumerate(itertools.pairwise(grid.unbind())):
+    for i, (t, s) in enumerate(itertools.pairwise(levels)):
         with torch.no_grad():
-            if sigmas[i + 1] == 0:
+            if s.sigma.item() == 0:
                 x = watched(x, t).x0
             else:
                 x, memory = sampler.step(watched, process, x, t, s, memory, StepNoise(run=noise, key=(i,)))
@@ -156,19 +155,29 @@ Place = tuple[float, float]
 """alpha and sigma of one sample."""
 
 
-def weighted(terms: Sequence[X], levels: Sequence[Level], weights: Callable[[Sequence[Place]], Sequence[float]]) -> X:
-    """A sum of tensors whose weights are made of levels, in plain numbers: once for all samples, or once a sample."""
+def weighted(
+    terms: Sequence[X | Estimate], levels: Sequence[Level], weights: Callable[[Sequence[Place]], Sequence[float]]
+) -> X:
+    """A sum whose weights are made of levels, in plain numbers: once for all samples, or once a sample.
+
+    A belief stands for its x0; where that is a sum itself, the two sums are made in one.
+    """
     if levels[0].alpha.ndim == 0:
-        first, *others = weights([(level.alpha.item(), level.sigma.item()) for level in levels])
-        total = first * terms[0]
-        for weight, term in zip(others, terms[1:], strict=True):
-            total.add_(term, alpha=weight)
-        return total
+        parts: list[Part] = []
+        of_terms = weights([(level.alpha.item(), level.sigma.item()) for level in levels])
+        for weight, term in zip(of_terms, terms, strict=True):
+            if isinstance(term, Estimate):
+                parts += [(weight * share, tensor) for share, tensor in term.parts]
+            else:
+                parts.append((weight, term))
+        return added(parts)
+    tensors = [term.x0 if isinstance(term, Estimate) else term for term in terms]
     rows = [
-        weights([(level.alpha[i].item(), level.sigma[i].item()) for level in levels]) for i in range(terms[0].shape[0])
+        weights([(level.alpha[i].item(), level.sigma[i].item()) for level in levels])
+        for i in range(tensors[0].shape[0])
     ]
     columns = torch.tensor(rows, dtype=torch.float64).unbind(1)
-    return torch.stack([spread(c, term) * term for c, term in zip(columns, terms, strict=True)]).sum(0)
+    return torch.stack([spread(c, tensor) * tensor for c, tensor in zip(columns, tensors, strict=True)]).sum(0)
 
 
 def exact_moments(h: float, count: int) -> list[float]:

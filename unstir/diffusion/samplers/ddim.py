@@ -16,7 +16,7 @@ import torch
 from unstir.diffusion.denoiser import Denoiser
 from unstir.diffusion.process import GaussianProcess, require_data
 from unstir.diffusion.samplers.base import Place, Sampler, Step, weighted
-from unstir.diffusion.schedule import Level
+from unstir.diffusion.schedule import Level, levels_at
 from unstir.typing import Noise, X
 
 
@@ -56,7 +56,7 @@ class DDIM(Sampler[None]):
         self, denoise: Denoiser, process: GaussianProcess, x_t: X, t: Level, s: Level, memory: None, noise: Noise
     ) -> tuple[X, None]:
         """One step from level t to level s."""
-        terms = [x_t, denoise(x_t, t).x0, *([noise.normal(x_t)] if self.eta else [])]
+        terms = [x_t, denoise(x_t, t), *([noise.normal(x_t)] if self.eta else [])]
         return weighted(terms, [s, t], lambda places: _weights(places, self.eta)), None
 
 
@@ -96,9 +96,8 @@ def encode(
         raise ValueError(f"an encoding walks at least two times that rise strictly, got {list(times)}")
     if iterations < 0:
         raise ValueError(f"a step is made good 0 times or more, got iterations = {iterations}")
-    grid = process.schedule.at(torch.tensor(times, dtype=torch.float64))
     yield Step(index=0, t=times[0], x=x, belief=None)
-    for i, (t, s) in enumerate(itertools.pairwise(grid.unbind())):
+    for i, (t, s) in enumerate(itertools.pairwise(levels_at(process.schedule, times))):
         with torch.no_grad():
             x_t, is_data = x, t.sigma.item() == 0
             if is_data:
@@ -106,10 +105,10 @@ def encode(
                 x = (s.alpha / t.alpha).item() * x_t
             else:
                 belief = denoise(x_t, t)
-                x = weighted([x_t, belief.x0], [s, t], _weights)
+                x = weighted([x_t, belief], [s, t], _weights)
             for _ in range(max(iterations, int(is_data))):
                 belief = denoise(x, s)
-                x = weighted([x, x_t, belief.x0], [t, s], _made_good)
+                x = weighted([x, x_t, belief], [t, s], _made_good)
         yield Step(index=i + 1, t=times[i + 1], x=x, belief=belief)
 
 
