@@ -634,7 +634,7 @@ class Pipeline:
         Raises:
             ValueError: as ``request``; if the model draws bits.
         """
-        from unstir.diffusion.tuning import exact, tune
+        from unstir.diffusion.tuning import path, tune
 
         if self.model.config.process == "binomial":
             raise ValueError("this model draws bits, whose steps are no integration; there is nothing to tune")
@@ -647,9 +647,9 @@ class Pipeline:
         way, walked, _ = self._way(requests, (), KeyedNoise.from_seeds([r.seed for r in requests]).at(_TUNING))
         process = cast("GaussianProcess", walked)
         _, high = usual_range(process.schedule)
-        target = exact(way.denoise, process, way.x, num_steps=_EXACT, high=high)
+        goal = path(way.denoise, process, way.x, num_steps=_EXACT, high=high)
         return tune(
-            way.denoise, process, way.x, num_steps, target=target, high=high, iterations=iterations, advance=advance
+            way.denoise, process, way.x, num_steps, exact_path=goal, high=high, iterations=iterations, advance=advance
         )
 
     def _draw_alone(self, request: Request, album: Album) -> Iterator[Preview | Result]:

@@ -14,7 +14,7 @@ from unstir.diffusion.process import Estimate, GaussianProcess
 from unstir.diffusion.samplers import DPMSolverMultistep, Tuned
 from unstir.diffusion.schedule import Level, RectifiedFlow, Schedule, Tabulated, VarianceExploding, linear_betas
 from unstir.diffusion.spacing import uniform_log_snr
-from unstir.diffusion.tuning import exact, misses, tune
+from unstir.diffusion.tuning import exact, misses, path, tune
 from unstir.typing import X
 from unstir.verify.oracles import GaussianOracle, MixtureOracle
 
@@ -104,7 +104,7 @@ def test_bad_input_is_refused() -> None:
         return Estimate(x0=x_t * torch.nan)
 
     with pytest.raises(ValueError, match="not finite"):
-        tune(broken, process, x, 3, target=x, iterations=4)
+        tune(broken, process, x, 3, iterations=4)
 
 
 def test_the_gradient_that_is_carried_back_by_hand_is_that_of_the_loss() -> None:
@@ -112,13 +112,14 @@ def test_the_gradient_that_is_carried_back_by_hand_is_that_of_the_loss() -> None
     process = GaussianProcess(schedule=TABLE)
     x = starts(process, 1, 6)
     problem = tuning._Problem(  # pyright: ignore[reportPrivateUsage]
-        denoise=mixture(), schedule=TABLE, x=x, target=exact(mixture(), process, x), limit=8.0, enough=1e-4
+        denoise=mixture(), schedule=TABLE, x=x, goal=path(mixture(), process, x), limit=8.0, enough=1e-4
     )
     guess = tuning._first_guess(problem, 4, 4.4)  # pyright: ignore[reportPrivateUsage]
     noise = BlockNoise(key=(3,), count=4)
     guess = replace(guess, free=0.1 * noise.normal(guess.free))
     fitted = [guess.gaps.requires_grad_(), guess.free.requires_grad_()]
-    problem.learn(guess, 0.7)
+    aim = tuning._Aim(all=0.7, way=1.5)  # pyright: ignore[reportPrivateUsage]
+    problem.learn(guess, aim)
     told = [numbers.grad.clone() for numbers in fitted if numbers.grad is not None]
     small = 1e-5
     for numbers, gradient in zip(fitted, told, strict=True):
@@ -127,7 +128,7 @@ def test_the_gradient_that_is_carried_back_by_hand_is_that_of_the_loss() -> None
             for sign in (1, -1):
                 with torch.no_grad():
                     numbers[place] += sign * small
-                    ends.append(problem.learn(guess, 0.7))
+                    ends.append(problem.learn(guess, aim))
                     numbers[place] -= sign * small
             assert abs((ends[0] - ends[1]) / (2 * small) - gradient[place].item()) < 1e-7
     assert told[0].abs().max() > 1e-3

@@ -14,6 +14,8 @@ coefficients to a teacher of many steps, S4S 2025, arXiv:2502.17423. What is min
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,7 +31,7 @@ from unstir.diffusion.denoiser import Denoiser
 from unstir.diffusion.noise import BlockNoise
 from unstir.diffusion.process import GaussianProcess
 from unstir.diffusion.samplers import DPMSolverMultistep, Sampler, Tuned, sample
-from unstir.diffusion.schedule import Level, Schedule
+from unstir.diffusion.schedule import Level, Schedule, levels_at
 from unstir.diffusion.spacing import uniform_log_snr
 from unstir.typing import Time, X, floats
 
@@ -38,10 +40,11 @@ LOW, HIGH = -14.0, 16.0
 
 _LOWEST = -5.5  # half log-SNR; stands for that of pure noise, which is infinite
 _ENDS = (4.4, 5.2)  # half log-SNR at which the two first guesses ask last; the fit moves them
-_TRIAL = 0.25  # share of the iterations that each first guess is given before the better one goes on
+_TRIAL = 0.15  # share of the iterations that each of four trials is given before the best one goes on
 _ENOUGH = 0.07  # of the median error of DPM-Solver++(2M) on the first grid: what is closer gains nothing by more
 _LEAST = 1e-9  # of that, where the first grid is exact already
-_FAR_FIRST, _FAR = 3.0, 0.3  # weight of the logarithm of the RMS error beside the mean logarithm of the errors
+_APART = 1e-3  # the least distance between half log-SNRs of a walk
+_KEPT = 200  # levels at which the beliefs of exact walks are kept
 _REACH = 0.1  # scale of the free part of the weights beside that of the times
 
 
@@ -62,6 +65,49 @@ def exact(
     return end_of(DPMSolverMultistep(max_order=3), denoise, process, x, times)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Path:
+    """Exact walks of a batch: what is believed on the way, and where they end.
+
+    Args:
+        half_log_snr: rising.
+        beliefs: what is believed there, in float32, a row each.
+        end: where the probability flow leads.
+    """
+
+    half_log_snr: tuple[float, ...]
+    beliefs: Float[Tensor, "k m"]
+    end: X
+
+    def near(self, half_log_snr: float) -> tuple[Float[Tensor, "m"], Float[Tensor, "m"]]:
+        """What is believed at any level, and its slope: straight lines between the levels that are kept."""
+        right = min(max(bisect.bisect(self.half_log_snr, half_log_snr), 1), len(self.half_log_snr) - 1)
+        start, end = self.half_log_snr[right - 1 : right + 1]
+        before, after = (row.to(self.end) for row in self.beliefs[right - 1 : right + 1])
+        slope = (after - before) / (end - start)
+        return before + (half_log_snr - start) * slope, slope
+
+
+def path(
+    denoise: Denoiser, process: GaussianProcess, x: X, *, num_steps: int = 400, low: float = LOW, high: float = HIGH
+) -> Path:
+    """The walks of ``exact``, with what is believed on the way: 200 times as much memory as x in float32."""
+    times = uniform_log_snr(process.schedule, num_steps, low=low, high=high)
+    levels = levels_at(process.schedule, times)
+    places: list[float] = []
+    beliefs: list[Tensor] = []
+    end = x
+    for step in sample(DPMSolverMultistep(max_order=3), denoise, process, x, times, BlockNoise(key=(0,), count=len(x))):
+        end = step.x
+        if step.belief is None or (step.index % math.ceil(num_steps / _KEPT) and step.index < num_steps):
+            continue
+        half = levels[step.index - 1].log_snr.item() / 2  # where the step began
+        if math.isfinite(half):
+            places.append(half)
+            beliefs.append(step.belief.x0.float().flatten())
+    return Path(half_log_snr=tuple(places), beliefs=torch.stack(beliefs), end=end)
+
+
 def misses(
     sampler: Sampler[Any], times: tuple[float, ...], denoise: Denoiser, process: GaussianProcess, x: X, target: X
 ) -> Float64[Tensor, "b"]:
@@ -75,7 +121,7 @@ def tune(
     x: X,
     num_steps: int,
     *,
-    target: X | None = None,
+    exact_path: Path | None = None,
     high: float = HIGH,
     iterations: int = 600,
     advance: Callable[[int, int], None] | None = None,
@@ -83,18 +129,20 @@ def tune(
     """Steps fitted to a model: times and weights with which ``num_steps`` calls end closest to the exact solution.
 
     What falls is the mean over samples of the logarithm of their RMS error, which no single lost sample can rule, plus
-    a share of the logarithm of the RMS error over all: 3 at first, so that as few as can be end somewhere else
-    altogether, then 0.3; and what is far closer than DPM-Solver++(2M) comes is left alone for what is not. Times and
-    weights are moved together by L-BFGS; the weights keep an unchanging belief exact. The steps hold for this denoiser
-    (its guidance included) and this schedule; other starts of it are solved as well as those that were fitted, if there
-    were enough of them (128 or more of a small law, 16 pictures).
+    0.3 of the logarithm of the RMS error over all. In trials before it that share is 3, that few be lost; in half of
+    them 6 more hold the beliefs of all points to those of the exact walk: which sample ends somewhere else altogether
+    is decided on the way, where all samples tell of it, while at the end only the few that are lost do. The best trial
+    goes on. What is far closer than DPM-Solver++(2M) comes is left alone for what is not. Times and weights are moved
+    together by L-BFGS; the weights keep an unchanging belief exact. The steps hold for this denoiser (its guidance
+    included) and this schedule; other starts of it are solved as well as those that were fitted, if there were enough
+    of them (128 or more of a small law, 16 pictures).
 
     Args:
         denoise: the model; gradients must pass through it. Memory is that of one call, and of 2 num_steps times x.
         process: of which x is a sample at t = 1.
         x: starts to fit to, in float64 where the denoiser answers in it.
         num_steps: network calls.
-        target: where they end; without it, what ``exact`` says.
+        exact_path: where they should go; without it, what ``path`` says.
         high: log-SNR beyond which the model is not asked.
         iterations: of the fit at most; each costs about four walks of num_steps calls with x.
         advance: told how many are done, and of how many.
@@ -109,11 +157,11 @@ def tune(
         raise ValueError(f"tuning needs at least 1 step and 1 iteration, got {num_steps} and {iterations}")
     if num_steps == 1:
         return Tuned(times=(1.0, 0.0), weights=())
-    target = exact(denoise, process, x, high=high) if target is None else target
+    goal = path(denoise, process, x, high=high) if exact_path is None else exact_path
     plain = uniform_log_snr(process.schedule, num_steps, high=min(high, 9.0))
-    enough = _ENOUGH * misses(DPMSolverMultistep(), plain, denoise, process, x, target).median().item()
+    enough = _ENOUGH * misses(DPMSolverMultistep(), plain, denoise, process, x, goal.end).median().item()
     problem = _Problem(
-        denoise=denoise, schedule=process.schedule, x=x, target=target, limit=high / 2, enough=max(enough, _LEAST)
+        denoise=denoise, schedule=process.schedule, x=x, goal=goal, limit=high / 2, enough=max(enough, _LEAST)
     )
     trial, done, total = max(1, round(_TRIAL * iterations)), 0, iterations
 
@@ -122,16 +170,36 @@ def tune(
             advance(min(done + count, total), total)
 
     guesses: list[tuple[float, _Guess]] = []
-    for end in dict.fromkeys(min(end, high / 2 - 0.1) for end in _ENDS):
-        guesses.append(_fit(problem, _first_guess(problem, num_steps, end), _FAR_FIRST, trial, told))
+    ends = dict.fromkeys(min(end, high / 2 - 0.1) for end in _ENDS)
+    for end, aim in itertools.product(ends, (_NONE_LOST, _ON_THE_WAY)):
+        guess = _fit(problem, _first_guess(problem, num_steps, end), aim, trial, told)
+        loss = problem.learn(guess.copy(), _NONE_LOST)
+        if math.isfinite(loss):
+            guesses.append((loss, guess))
         done += trial
-    loss, guess = min(guesses, key=lambda fitted: fitted[0])
-    if not math.isfinite(loss):
+    if not guesses:
         raise ValueError("the errors of the first steps are not finite; look at what the denoiser says of noise")
-    guess = _fit(problem, guess, _FAR, max(1, iterations - done), told)[1]
+    _, guess = min(guesses, key=lambda fitted: fitted[0])
+    guess = _fit(problem, guess, _NEAR, max(1, iterations - done), told)
     if advance is not None:
         advance(total, total)
     return problem.frozen(guess)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Aim:
+    """What is made small: the mean over samples of the logarithm of where they end too far, and shares of two others.
+
+    Args:
+        all: share of the logarithm of the RMS error over all samples, at the end.
+        way: share of the logarithm of the RMS error over all samples and points of the walk.
+    """
+
+    all: float
+    way: float
+
+
+_NONE_LOST, _ON_THE_WAY, _NEAR = _Aim(all=3.0, way=0.0), _Aim(all=3.0, way=6.0), _Aim(all=0.3, way=0.0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -142,7 +210,9 @@ class _Guess:
     free: Float64[Tensor, "n n"]
 
     def copy(self) -> _Guess:
-        return _Guess(gaps=self.gaps.detach().clone(), free=self.free.detach().clone())
+        """The same numbers, to be told gradients of their own."""
+        gaps, free = (numbers.detach().clone().requires_grad_() for numbers in (self.gaps, self.free))
+        return _Guess(gaps=gaps, free=free)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -152,7 +222,7 @@ class _Problem:
     denoise: Denoiser
     schedule: Schedule
     x: X
-    target: X
+    goal: Path
     limit: float
     enough: float
 
@@ -165,9 +235,11 @@ class _Problem:
         return max(self.first.log_snr.item() / 2, _LOWEST)
 
     def half_log_snr(self, guess: _Guess) -> Float64[Tensor, "n"]:
-        """Rising from the first to below the limit, which is approached smoothly."""
+        """Rising from the first to below the limit, which is approached smoothly; no two points fall together."""
         rising = torch.cat([torch.zeros(1, dtype=torch.float64), F.softplus(guess.gaps).cumsum(0)]) + self.lowest
-        return self.limit - F.softplus(self.limit - rising, beta=8)
+        apart = _APART * torch.arange(len(rising))
+        limit = self.limit - apart[-1]
+        return limit - F.softplus(limit - rising, beta=8) + apart
 
     def levels(self, half_log_snr: Float64[Tensor, "n"]) -> Level:
         """The levels, the first of them t = 1, with gradients: a step along the schedule's tangent of length 0."""
@@ -206,8 +278,8 @@ class _Problem:
         return torch.stack(rows) + _REACH * size[1:, None] * (free - mean)
 
     @torch.enable_grad()
-    def learn(self, guess: _Guess, far: float) -> float:
-        """What the fit makes small, with ``far`` the weight of the RMS error; its gradient is added to the guess's.
+    def learn(self, guess: _Guess, aim: _Aim) -> float:
+        """What the fit makes small; its gradient is added to the guess's.
 
         The gradient is carried back through the walk by hand. Point i is x_i = sigma_i S_i, where
         S_i = x_0/sigma_0 + sum over j < i of w_ij D_j; so D_j is told sum over i > j of w_ij dS_i, and w_ij is told
@@ -218,9 +290,15 @@ class _Problem:
         rows = self.weights(half_log_snr, levels, guess)
         places, table = [_constant(level) for level in levels.unbind()], rows.detach().to(self.x)
         points, beliefs = self.walk(places, table)
-        loss, told = self.judged(beliefs[-1], far)
+        loss, told = self.judged(beliefs[-1], aim.all)
+        strays, of_way = self.astray(beliefs, floats(half_log_snr), aim.way)
         of_levels, of_rows = torch.zeros(3, len(places), dtype=torch.float64), torch.zeros_like(rows)
+        of_half = torch.zeros_like(half_log_snr)
         for i in reversed(range(len(places))):
+            if i and aim.way:
+                miss, slope = self.miss(beliefs[i], half_log_snr[i].item())
+                told = told + of_way * miss
+                of_half[i] = -of_way * (miss @ slope).item()
             of_x, of_levels[:, i] = self.asked_back(points[i], places[i], told)
             if i:
                 sigma = places[i].sigma.item()
@@ -228,8 +306,9 @@ class _Problem:
                 points[i] = of_x * sigma  # dS_i, in the room of a point that is no longer needed
                 of_rows[i - 1, :i] = beliefs[:i] @ points[i]
                 told = table[i - 1 :, i - 1] @ points[i:]
-        torch.autograd.backward([levels.t, levels.alpha, levels.sigma, rows], [*of_levels.unbind(), of_rows])
-        return loss
+        given = [levels.t, levels.alpha, levels.sigma, rows, half_log_snr]
+        torch.autograd.backward(given, [*of_levels.unbind(), of_rows, of_half])
+        return loss + strays
 
     @torch.no_grad()
     def walk(self, places: Sequence[Level], table: Float[Tensor, "n-1 n-1"]) -> tuple[Tensor, Tensor]:
@@ -244,10 +323,23 @@ class _Problem:
             beliefs[i] = self.denoise(points[i].view_as(self.x), level).x0.flatten()
         return points, beliefs
 
+    def astray(self, beliefs: Float[Tensor, "n m"], half_log_snr: Sequence[float], way: float) -> tuple[float, float]:
+        """What straying from the exact way costs, and how much of a miss is its gradient."""
+        if not way:
+            return 0.0, 0.0
+        points = range(1, len(beliefs))
+        total = sum(self.miss(beliefs[i], half_log_snr[i])[0].square().mean().item() for i in points) + _LEAST
+        return way * math.log(total) / 2, way / (total * beliefs.shape[1])
+
+    def miss(self, belief: Float[Tensor, "m"], half_log_snr: float) -> tuple[Float[Tensor, "m"], Float[Tensor, "m"]]:
+        """How far a belief is from that of the exact walk, and the slope of the latter."""
+        there, slope = self.goal.near(half_log_snr)
+        return belief - there, slope
+
     def judged(self, end: Float[Tensor, "m"], far: float) -> tuple[float, Float[Tensor, "m"]]:
         """The loss of where a walk ends, and its gradient there."""
         end = end.clone().requires_grad_()
-        squares = _squares(end.view_as(self.x), self.target) + self.enough**2
+        squares = _squares(end.view_as(self.x), self.goal.end) + self.enough**2
         loss = squares.log().mean() / 2 + far * squares.mean().log() / 2
         return loss.item(), torch.autograd.grad(loss, end)[0]
 
@@ -291,12 +383,10 @@ def _first_guess(problem: _Problem, num_steps: int, end: float) -> _Guess:
     return _Guess(gaps=gap.expm1().log(), free=torch.zeros(num_steps, num_steps, dtype=torch.float64))
 
 
-def _fit(
-    problem: _Problem, guess: _Guess, far: float, iterations: int, told: Callable[[int], None]
-) -> tuple[float, _Guess]:
-    """The best guess that L-BFGS comes by, and its loss (infinite if none was finite)."""
+def _fit(problem: _Problem, guess: _Guess, aim: _Aim, iterations: int, told: Callable[[int], None]) -> _Guess:
+    """The best guess that L-BFGS comes by."""
     guess = guess.copy()
-    free = [guess.gaps.requires_grad_(), guess.free.requires_grad_()]
+    free = [guess.gaps, guess.free]
     found: tuple[float, _Guess] = (math.inf, guess.copy())
     asked = 0
     optimizer = torch.optim.LBFGS(
@@ -308,7 +398,7 @@ def _fit(
         nonlocal found, asked
         asked += 1
         optimizer.zero_grad()
-        loss = problem.learn(guess, far)
+        loss = problem.learn(guess, aim)
         if not math.isfinite(loss):  # a step too long: the line search must see a wall, not a hole
             for each in free:
                 each.grad = torch.zeros_like(each)
@@ -319,7 +409,7 @@ def _fit(
         return loss
 
     optimizer.step(closure)
-    return found
+    return found[1]
 
 
 def end_of(sampler: Sampler[Any], denoise: Denoiser, process: GaussianProcess, x: X, times: tuple[float, ...]) -> X:
