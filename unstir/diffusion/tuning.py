@@ -40,7 +40,7 @@ LOW, HIGH = -14.0, 16.0
 
 _LOWEST = -5.5  # half log-SNR; stands for that of pure noise, which is infinite
 _ENDS = (4.4, 5.2)  # half log-SNR at which the two first guesses ask last; the fit moves them
-_TRIAL = 0.15  # share of the iterations that each of four trials is given before the best one goes on
+_TRIAL, _MORE = 0.1, 0.3  # shares of the iterations that each of four trials is given, and the best one after them
 _ENOUGH = 0.07  # of the median error of DPM-Solver++(2M) on the first grid: what is closer gains nothing by more
 _LEAST = 1e-9  # of that, where the first grid is exact already
 _APART = 1e-3  # the least distance between half log-SNRs of a walk
@@ -130,7 +130,7 @@ def tune(
 
     What falls is the mean over samples of the logarithm of their RMS error, which no single lost sample can rule, plus
     0.3 of the logarithm of the RMS error over all. In trials before it that share is 3, that few be lost; in half of
-    them 6 more hold the beliefs of all points to those of the exact walk: which sample ends somewhere else altogether
+    them 30 more hold the beliefs of all points to those of the exact walk: which sample ends somewhere else altogether
     is decided on the way, where all samples tell of it, while at the end only the few that are lost do. The best trial
     goes on. What is far closer than DPM-Solver++(2M) comes is left alone for what is not. Times and weights are moved
     together by L-BFGS; the weights keep an unchanging belief exact. The steps hold for this denoiser (its guidance
@@ -163,23 +163,25 @@ def tune(
     problem = _Problem(
         denoise=denoise, schedule=process.schedule, x=x, goal=goal, limit=high / 2, enough=max(enough, _LEAST)
     )
-    trial, done, total = max(1, round(_TRIAL * iterations)), 0, iterations
+    trial, more, done, total = max(1, round(_TRIAL * iterations)), round(_MORE * iterations), 0, iterations
 
     def told(count: int) -> None:
         if advance is not None:
             advance(min(done + count, total), total)
 
-    guesses: list[tuple[float, _Guess]] = []
+    guesses: list[tuple[float, _Guess, _Aim]] = []
     ends = dict.fromkeys(min(end, high / 2 - 0.1) for end in _ENDS)
     for end, aim in itertools.product(ends, (_NONE_LOST, _ON_THE_WAY)):
         guess = _fit(problem, _first_guess(problem, num_steps, end), aim, trial, told)
-        loss = problem.learn(guess.copy(), _NONE_LOST)
+        loss = problem.learn(guess.copy(), _BOTH)
         if math.isfinite(loss):
-            guesses.append((loss, guess))
+            guesses.append((loss, guess, aim))
         done += trial
     if not guesses:
         raise ValueError("the errors of the first steps are not finite; look at what the denoiser says of noise")
-    _, guess = min(guesses, key=lambda fitted: fitted[0])
+    _, guess, aim = min(guesses, key=lambda fitted: fitted[0])
+    guess = _fit(problem, guess, aim, more, told)
+    done += more
     guess = _fit(problem, guess, _NEAR, max(1, iterations - done), told)
     if advance is not None:
         advance(total, total)
@@ -199,7 +201,8 @@ class _Aim:
     way: float
 
 
-_NONE_LOST, _ON_THE_WAY, _NEAR = _Aim(all=3.0, way=0.0), _Aim(all=3.0, way=6.0), _Aim(all=0.3, way=0.0)
+_NONE_LOST, _ON_THE_WAY = _Aim(all=3.0, way=0.0), _Aim(all=3.0, way=30.0)
+_BOTH, _NEAR = _Aim(all=1.0, way=0.0), _Aim(all=0.3, way=0.0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
