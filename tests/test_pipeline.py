@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from unstir.conditioning.text import WordReader
 from unstir.data.transforms import to_bytes
@@ -527,16 +527,11 @@ def test_a_late_start_has_the_noise_of_its_level(schedule: Schedule) -> None:
     pipe = Pipeline(make(replace(CONFIG, schedule=schedule)), device="cpu")
     ratios: list[float] = []
     for grid in ("1,0.3", "0.5,0.3"):
-        denoise = pipe.model.denoiser.forward
         seen: list[Tensor] = []
-
-        def watch(x_t: Tensor, level: Any, *rest: Any, denoise: Any = denoise, seen: list[Tensor] = seen) -> Any:
-            seen.append(x_t)
-            return denoise(x_t, level, *rest)
-
-        pipe.model.denoiser.forward = watch  # type: ignore[method-assign]
+        network = cast("nn.Module", pipe.model.denoiser.network)
+        watch = network.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[0]))
         pipe.sample("a cat", seed=1, grid=grid, guidance_scale=1.0)
-        pipe.model.denoiser.forward = denoise  # type: ignore[method-assign]
+        watch.remove()
         level = schedule.at(torch.tensor(float(grid.split(",")[0]), dtype=torch.float64))
         ratios.append(seen[0].std().item() / torch.hypot(level.alpha, level.sigma).item())
     assert ratios[0] == pytest.approx(1, abs=0.05)
