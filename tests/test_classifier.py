@@ -229,5 +229,5 @@ def test_damage_is_told(saved: Path) -> None:
     (saved / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="not complete"):
         load_classifier(saved)
-    with pytest.raises(FileNotFoundError, match="there is no model"):
+    with pytest.raises(FileNotFoundError, match="there is no classifier"):
         load_classifier(saved / "nowhere")

@@ -395,7 +395,7 @@ def read_description(directory: Path, kind: str, cls: type[T]) -> Description[T]
     """
     file = directory / "unstir.json"
     if not file.is_file():
-        raise FileNotFoundError(_not_a_model(directory))
+        raise FileNotFoundError(_not_a_folder_of_ours(directory, kind))
     description = _migrated(read_json_file(file), file)
     found = str(description.pop("kind", "model"))
     if found != kind:
@@ -559,15 +559,16 @@ def _migrated(description: dict[str, Any], source: Path) -> dict[str, Any]:
     return description
 
 
-def _not_a_model(path: Path) -> str:
+def _not_a_folder_of_ours(path: Path, kind: str) -> str:
     if not path.exists():
-        return f"there is no model {path}; give a model folder, a run folder or the name builtin"
+        builtin = ", or the name builtin" if kind == "model" else ""
+        return f"there is no {kind} {path}; give a {kind}'s folder or the folder of its run{builtin}"
     if path.is_file():
-        kind = "a pickle, which unstir never opens" if _is_pickle(path) else "a file"
-        return f"{path} is {kind}; a model is a folder with unstir.json and model.safetensors"
+        found = "a pickle, which unstir never opens" if _is_pickle(path) else "a file"
+        return f"{path} is {found}; a {kind} is a folder with unstir.json and model.safetensors"
     if (path / "model_index.json").exists():
         return f"{path} is a diffusers model; unstir reads its own folders, which hold an unstir.json"
-    return f"{path} holds no unstir.json; a model is a folder with unstir.json and model.safetensors"
+    return f"{path} holds no unstir.json; a {kind} is a folder with unstir.json and model.safetensors"
 
 
 def _is_pickle(path: Path) -> bool:
