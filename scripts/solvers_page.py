@@ -28,11 +28,13 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def solvers(found: dict[str, Any], command: str) -> list[str]:
-    """The lines of docs/solvers.md between its markers."""
+def solvers(found: dict[str, Any]) -> list[str]:
+    """The lines of docs/solvers.md that one run gives."""
+    dimensions = ",".join(str(problem["dimension"]) for problem in found["problems"])
+    calls = ",".join(str(number) for number in found["calls"])
     lines = [
-        f"`{command}`: schedule {found['schedule']}, seed {found['seed']}, {found['seconds']:.0f} s on "
-        f"{told(found['machine'])}.",
+        f"`unstir bench solvers --dimensions {dimensions} --calls {calls}`: schedule {found['schedule']}, "
+        f"seed {found['seed']}, {found['seconds']:.0f} s on {told(found['machine'])}.",
         "",
         "Geometric means over the problems. *diffusers* is the best on each problem, *one scheduler* the single one "
         "that is best in this mean, *with extra* the best on each problem with exponential and beta sigmas too; every "
@@ -78,17 +80,17 @@ def main() -> None:
     parser.add_argument("--only", choices=("solvers", "sample"))
     parser.add_argument("--dimensions", help="of the problems, instead of all")
     parser.add_argument("--calls", help="numbers of network calls, instead of all")
-    parser.add_argument("--found", type=Path, help="what `unstir bench solvers ... --json` printed with these options")
+    parser.add_argument("--found", type=Path, nargs="+", help="what `unstir bench solvers ... --json` printed, instead")
     arguments = parser.parse_args()
     quick = ["--quick"] if arguments.quick else []
     narrowed = [f"--{name} {value}" for name in ("dimensions", "calls") if (value := getattr(arguments, name))]
     if arguments.only != "sample":
         asked = [*quick, *" ".join(narrowed).split()]
         if arguments.found is None:
-            found = unstir("bench", "solvers", *asked, "--plot", PLOT)
+            runs = [unstir("bench", "solvers", *asked, "--plot", PLOT)]
         else:
-            found = json.loads(arguments.found.read_text("utf-8"))
-        fill(SOLVERS, BEGIN, END, solvers(found, " ".join(["unstir bench solvers", *asked])))
+            runs = [json.loads(path.read_text("utf-8")) for path in arguments.found]
+        fill(SOLVERS, BEGIN, END, [line for run in runs for line in [*solvers(run), ""]][:-1])
     if arguments.only != "solvers":
         found = unstir("bench", "sample", *quick)
         fill(PERFORMANCE, BEGIN, END, sampling(found, " ".join(["unstir bench sample", *quick])))

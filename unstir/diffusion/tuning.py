@@ -43,6 +43,7 @@ _ENDS = (4.4, 5.2)  # half log-SNR at which the two first guesses ask last; the 
 _TRIAL, _MORE = 0.1, 0.3  # shares of the iterations that each of four trials is given, and the best one after them
 _ENOUGH = 0.07  # of the median error of DPM-Solver++(2M) on the first grid: what is closer gains nothing by more
 _LEAST = 1e-9  # of that, where the first grid is exact already
+_BAND = 8  # beliefs whose weights are free at a point; more only fit the samples that were seen
 _APART = 1e-3  # the least distance between half log-SNRs of a walk
 _KEPT = 200  # levels at which the beliefs of exact walks are kept
 _REACH = 0.1  # scale of the free part of the weights beside that of the times
@@ -263,7 +264,7 @@ class _Problem:
         )
 
     def weights(self, half_log_snr: Float64[Tensor, "n"], levels: Level, guess: _Guess) -> Float64[Tensor, "n-1 n-1"]:
-        """Row i leads to point i + 1: DPM-Solver++(2M)'s, and a free part whose sum is 0; 0 above the diagonal."""
+        """Row i leads to point i + 1: DPM-Solver++(2M)'s, and a free part of the last 8 beliefs, whose sum is 0."""
         size = levels.alpha / levels.sigma
         last = len(size) - 1
         rows: list[Tensor] = []
@@ -276,8 +277,9 @@ class _Problem:
                 ratio = (half_log_snr[i + 1] - half_log_snr[i]) / (half_log_snr[i] - half_log_snr[i - 1]) / 2
                 row = row + change * ratio * (ones[i] - ones[i - 1])
             rows.append(row)
-        free = guess.free[1:, :last].tril()
-        mean = (free.sum(1) / torch.arange(1, last + 1))[:, None].expand_as(free).tril()
+        band = torch.ones(last, last, dtype=torch.float64).tril().triu(1 - _BAND)
+        free = guess.free[1:, :last] * band
+        mean = (free.sum(1) / band.sum(1))[:, None] * band
         return torch.stack(rows) + _REACH * size[1:, None] * (free - mean)
 
     @torch.enable_grad()
@@ -299,7 +301,7 @@ class _Problem:
         of_half = torch.zeros_like(half_log_snr)
         for i in reversed(range(len(places))):
             if i and aim.way:
-                miss, slope = self.miss(beliefs[i], half_log_snr[i].item())
+                miss, slope = self.miss(beliefs, i, half_log_snr[i].item())
                 told = told + of_way * miss
                 of_half[i] = -of_way * (miss @ slope).item()
             of_x, of_levels[:, i] = self.asked_back(points[i], places[i], told)
@@ -331,13 +333,17 @@ class _Problem:
         if not way:
             return 0.0, 0.0
         points = range(1, len(beliefs))
-        total = sum(self.miss(beliefs[i], half_log_snr[i])[0].square().mean().item() for i in points) + _LEAST
+        total = sum(self.miss(beliefs, i, half_log_snr[i])[0].square().mean().item() for i in points) + _LEAST
         return way * math.log(total) / 2, way / (total * beliefs.shape[1])
 
-    def miss(self, belief: Float[Tensor, "m"], half_log_snr: float) -> tuple[Float[Tensor, "m"], Float[Tensor, "m"]]:
-        """How far a belief is from that of the exact walk, and the slope of the latter."""
+    def miss(
+        self, beliefs: Float[Tensor, "n m"], i: int, half_log_snr: float
+    ) -> tuple[Float[Tensor, "m"], Float[Tensor, "m"]]:
+        """How far a belief is from that of the exact walk, and the slope of the latter; the last, from its end."""
+        if i == len(beliefs) - 1:  # or a walk that stands still would miss nothing
+            return beliefs[i] - self.goal.end.flatten(), torch.zeros_like(beliefs[i])
         there, slope = self.goal.near(half_log_snr)
-        return belief - there, slope
+        return beliefs[i] - there, slope
 
     def judged(self, end: Float[Tensor, "m"], far: float) -> tuple[float, Float[Tensor, "m"]]:
         """The loss of where a walk ends, and its gradient there."""
