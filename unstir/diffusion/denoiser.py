@@ -140,10 +140,11 @@ class NetworkDenoiser(nn.Module, Generic[C]):
     def given_pair(self, strong: C, weak: C) -> Pair:
         """The beliefs under two conditions, in one call of twice the batch."""
         strong_read, weak_read = self._read(strong), self._read(weak)
-        joined = strong_read.cat(weak_read)
+        joined, dtype = strong_read.cat(weak_read), self._dtype()
 
         def both(x_t: X, level: Level, previous: Estimate | None = None) -> tuple[Estimate, Estimate]:
-            belief = self(torch.cat([x_t, x_t]), _repeat(level, 2), joined, _twice(previous))
+            twice = torch.cat([x_t, x_t])
+            belief = self._asked(twice, _repeat(level, 2), joined, _twice(previous), dtype)
             count = x_t.shape[0]
             return belief[:count], belief[count:]
 
@@ -164,10 +165,4 @@ def _twice(previous: Estimate | None) -> Estimate | None:
 def _repeat(level: Level, times: int) -> Level:
     if level.t.ndim == 0:
         return level
-    return Level(
-        t=level.t.repeat(times),
-        alpha=level.alpha.repeat(times),
-        sigma=level.sigma.repeat(times),
-        dalpha=level.dalpha.repeat(times),
-        dsigma=level.dsigma.repeat(times),
-    )
+    return level.map(lambda numbers: numbers.repeat(times))

@@ -54,12 +54,16 @@ class Level:
 
     def __getitem__(self, index: int | slice | Bool[Tensor, "b"]) -> Level:
         """The level of one point of a grid (shape ()), or of some samples of a batch."""
+        return self.map(lambda numbers: numbers[index])
+
+    def map(self, function: Callable[[Time], Time]) -> Level:
+        """The level whose every field is the function of this one's."""
         return Level(
-            t=self.t[index],
-            alpha=self.alpha[index],
-            sigma=self.sigma[index],
-            dalpha=self.dalpha[index],
-            dsigma=self.dsigma[index],
+            t=function(self.t),
+            alpha=function(self.alpha),
+            sigma=function(self.sigma),
+            dalpha=function(self.dalpha),
+            dsigma=function(self.dsigma),
         )
 
     def unbind(self) -> list[Level]:
@@ -562,14 +566,14 @@ class Tabulated(VariancePreserving):
 
 def levels_at(schedule: Schedule, times: Sequence[float]) -> tuple[Level, ...]:
     """The levels of a grid, one by one, each of shape (). A table never changes, so its last grids are remembered."""
-    if isinstance(schedule, Tabulated):
-        return _levels_of_table(schedule, tuple(times))
+    return (_remembered_levels if isinstance(schedule, Tabulated) else _levels)(schedule, tuple(times))
+
+
+def _levels(schedule: Schedule, times: tuple[float, ...]) -> tuple[Level, ...]:
     return tuple(schedule.at(torch.tensor(times, dtype=torch.float64)).unbind())
 
 
-@lru_cache(maxsize=64)
-def _levels_of_table(schedule: Tabulated, times: tuple[float, ...]) -> tuple[Level, ...]:
-    return tuple(schedule.at(torch.tensor(times, dtype=torch.float64)).unbind())
+_remembered_levels = lru_cache(maxsize=64)(_levels)
 
 
 def between_points(points: Float64[Tensor, "n"], t: Time) -> Time:

@@ -18,7 +18,7 @@ import bisect
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -293,7 +293,7 @@ class _Problem:
         half_log_snr = self.half_log_snr(guess)
         levels = self.levels(half_log_snr)
         rows = self.weights(half_log_snr, levels, guess)
-        places, table = [_constant(level) for level in levels.unbind()], rows.detach().to(self.x)
+        places, table = levels.map(torch.Tensor.detach).unbind(), rows.detach().to(self.x)
         points, beliefs = self.walk(places, table)
         loss, told = self.judged(beliefs[-1], aim.all)
         strays, of_way = self.astray(beliefs, floats(half_log_snr), aim.way)
@@ -359,8 +359,7 @@ class _Problem:
         x_t = point.view_as(self.x).clone().requires_grad_()
         given = [each.clone().requires_grad_() for each in (level.t, level.alpha, level.sigma)]
         t, alpha, sigma = given
-        at = Level(t=t, alpha=alpha, sigma=sigma, dalpha=level.dalpha, dsigma=level.dsigma)
-        belief = self.denoise(x_t, at).x0
+        belief = self.denoise(x_t, replace(level, t=t, alpha=alpha, sigma=sigma)).x0
         of_x, *of_level = torch.autograd.grad(
             belief, [x_t, *given], told.view_as(belief), allow_unused=True, materialize_grads=True
         )
@@ -376,14 +375,6 @@ class _Problem:
         return Tuned(
             times=(*floats(levels.t), 0.0), weights=tuple(tuple(floats(row[: i + 1])) for i, row in enumerate(rows))
         )
-
-
-def _constant(level: Level) -> Level:
-    """The level, told nothing by what is computed from it."""
-    t, alpha, sigma, dalpha, dsigma = (
-        each.detach() for each in (level.t, level.alpha, level.sigma, level.dalpha, level.dsigma)
-    )
-    return Level(t=t, alpha=alpha, sigma=sigma, dalpha=dalpha, dsigma=dsigma)
 
 
 def _first_guess(problem: _Problem, num_steps: int, end: float) -> _Guess:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from unstir.diffusion.denoiser import Denoiser
 from unstir.diffusion.process import GaussianProcess
 from unstir.diffusion.samplers.base import Sampler
-from unstir.diffusion.schedule import Level
+from unstir.diffusion.schedule import Level, added
 from unstir.typing import Noise, X
 
 
@@ -26,10 +26,8 @@ class Walked:
 
     def at(self, sigma: float, weights: Sequence[float]) -> X:
         """The sum of the start and the weighted beliefs, times sigma."""
-        total = sigma * self.start
-        for weight, belief in zip(weights, self.beliefs, strict=True):
-            total.add_(belief, alpha=sigma * weight)
-        return total
+        beliefs = zip(weights, self.beliefs, strict=True)
+        return added([(sigma, self.start), *((sigma * weight, belief) for weight, belief in beliefs)])
 
 
 @dataclass(frozen=True, kw_only=True)
