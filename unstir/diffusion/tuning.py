@@ -15,7 +15,6 @@ coefficients to a teacher of many steps, S4S 2025, arXiv:2502.17423. What is min
 from __future__ import annotations
 
 import bisect
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -40,7 +39,7 @@ LOW, HIGH = -14.0, 16.0
 
 _LOWEST = -5.5  # half log-SNR; stands for that of pure noise, which is infinite
 _ENDS = (4.4, 5.2)  # half log-SNR at which the two first guesses ask last; the fit moves them
-_TRIAL, _MORE = 0.1, 0.3  # shares of the iterations that each of four trials is given, and the best one after them
+_TRIAL, _MORE, _SHARP = 0.16, 0.4, 0.28  # shares: each of two trials, the better one after them, its end alone
 _ENOUGH = 0.07  # of the median error of DPM-Solver++(2M) on the first grid: what is closer gains nothing by more
 _LEAST = 1e-9  # of that, where the first grid is exact already
 _BAND = 8  # beliefs whose weights are free at a point; more only fit the samples that were seen
@@ -124,19 +123,19 @@ def tune(
     *,
     exact_path: Path | None = None,
     high: float = HIGH,
-    iterations: int = 600,
+    iterations: int = 700,
     advance: Callable[[int, int], None] | None = None,
 ) -> Tuned:
     """Steps fitted to a model: times and weights with which ``num_steps`` calls end closest to the exact solution.
 
     What falls is the mean over samples of the logarithm of their RMS error, which no single lost sample can rule, plus
-    0.3 of the logarithm of the RMS error over all. In trials before it that share is 3, that few be lost; in half of
-    them 30 more hold the beliefs of all points to those of the exact walk: which sample ends somewhere else altogether
-    is decided on the way, where all samples tell of it, while at the end only the few that are lost do. The best trial
-    goes on. What is far closer than DPM-Solver++(2M) comes is left alone for what is not. Times and weights are moved
-    together by L-BFGS; the weights keep an unchanging belief exact. The steps hold for this denoiser (its guidance
-    included) and this schedule; other starts of it are solved as well as those that were fitted, if there were enough
-    of them (128 or more of a small law, 16 pictures).
+    0.3 of the logarithm of the RMS error over all. Before that the share is 3, that few be lost. This is done twice:
+    the second time 30 more hold the beliefs of all points to those of the exact walk, for which sample ends somewhere
+    else altogether is decided on the way, where all samples tell of it, while at the end only the few that are lost do.
+    Which of the two ends nearer is known only when both are at their end. What is far closer than DPM-Solver++(2M)
+    comes is left alone for what is not. Times and weights are moved together by L-BFGS; the weights keep an unchanging
+    belief exact. The steps hold for this denoiser (its guidance included) and this schedule; other starts of it are
+    solved as well as those that were fitted, if there were enough of them (128 or more of a small law, 16 pictures).
 
     Args:
         denoise: the model; gradients must pass through it. Memory is that of one call, and of 2 num_steps times x.
@@ -164,29 +163,21 @@ def tune(
     problem = _Problem(
         denoise=denoise, schedule=process.schedule, x=x, goal=goal, limit=high / 2, enough=max(enough, _LEAST)
     )
-    trial, more, done, total = max(1, round(_TRIAL * iterations)), round(_MORE * iterations), 0, iterations
+    fitted: list[_Guess] = []
+    for aim, share in ((_NONE_LOST, iterations // 2), (_ON_THE_WAY, iterations - iterations // 2)):
+        begun = len(fitted) * (iterations // 2)
 
-    def told(count: int) -> None:
-        if advance is not None:
-            advance(min(done + count, total), total)
+        def told(count: int, begun: int = begun) -> None:
+            if advance is not None:
+                advance(min(begun + count, iterations), iterations)
 
-    guesses: list[tuple[float, _Guess, _Aim]] = []
-    ends = dict.fromkeys(min(end, high / 2 - 0.1) for end in _ENDS)
-    for end, aim in itertools.product(ends, (_NONE_LOST, _ON_THE_WAY)):
-        guess = _fit(problem, _first_guess(problem, num_steps, end), aim, trial, told)
-        loss = problem.learn(guess.copy(), _BOTH)
-        if math.isfinite(loss):
-            guesses.append((loss, guess, aim))
-        done += trial
-    if not guesses:
-        raise ValueError("the errors of the first steps are not finite; look at what the denoiser says of noise")
-    _, guess, aim = min(guesses, key=lambda fitted: fitted[0])
-    guess = _fit(problem, guess, aim, more, told)
-    done += more
-    guess = _fit(problem, guess, _NEAR, max(1, iterations - done), told)
+        fitted.append(_developed(problem, num_steps, aim, share, told))
     if advance is not None:
-        advance(total, total)
-    return problem.frozen(guess)
+        advance(iterations, iterations)
+    best = problem.best(fitted)
+    if best is None:
+        raise ValueError("the errors of the first steps are not finite; look at what the denoiser says of noise")
+    return problem.frozen(best)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -365,6 +356,12 @@ class _Problem:
         )
         return of_x.flatten(), torch.stack(of_level)
 
+    def best(self, guesses: Sequence[_Guess]) -> _Guess | None:
+        """The one that ends nearest, all samples and the lost ones weighed alike; nothing if none has an end."""
+        losses = [self.learn(guess.copy(), _BOTH) for guess in guesses]
+        least = min((loss for loss in losses if math.isfinite(loss)), default=None)
+        return None if least is None else guesses[losses.index(least)]
+
     def frozen(self, guess: _Guess) -> Tuned:
         """The steps that a guess stands for, with weights made of their very times."""
         with torch.no_grad():
@@ -381,6 +378,22 @@ def _first_guess(problem: _Problem, num_steps: int, end: float) -> _Guess:
     """Evenly spaced half log-SNR up to ``end``, and no free part."""
     gap = torch.full((num_steps - 1,), (end - problem.lowest) / (num_steps - 1), dtype=torch.float64)
     return _Guess(gaps=gap.expm1().log(), free=torch.zeros(num_steps, num_steps, dtype=torch.float64))
+
+
+def _developed(problem: _Problem, num_steps: int, aim: _Aim, iterations: int, told: Callable[[int], None]) -> _Guess:
+    """The walk of one aim, carried to its end: the better of two first guesses, more of it, then the end alone."""
+    done = 0
+
+    def fit(guess: _Guess, aim: _Aim, share: float) -> _Guess:
+        nonlocal done
+        count, begun = max(1, round(share * iterations)), done
+        done += count
+        return _fit(problem, guess, aim, count, lambda asked: told(begun + asked))
+
+    ends = dict.fromkeys(min(end, problem.limit - 0.1) for end in _ENDS)
+    trials = [fit(_first_guess(problem, num_steps, end), aim, _TRIAL) for end in ends]
+    guess = fit(problem.best(trials) or trials[0], aim, _MORE)
+    return fit(guess, _NEAR, _SHARP)
 
 
 def _fit(problem: _Problem, guess: _Guess, aim: _Aim, iterations: int, told: Callable[[int], None]) -> _Guess:
