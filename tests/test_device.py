@@ -10,6 +10,7 @@ import torch
 
 from unstir import device as module
 from unstir.device import autocast, has_native_bf16, resolve_device, resolve_precision
+from unstir.speedups import without
 
 CPU = torch.device("cpu")
 
@@ -113,3 +114,45 @@ def test_autocast_is_bf16_inside_and_nothing_otherwise() -> None:
     with autocast(CPU, "bf16"):
         assert layer(x).dtype == torch.bfloat16
     assert layer(x).dtype == layer.weight.dtype == torch.float32
+
+
+def test_products_are_routed_only_where_it_pays_and_only_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    products = torch.backends.mkldnn.matmul
+    for pays in (True, False):
+        monkeypatch.setattr(module, "routing_pays", lambda pays=pays: pays)
+        with autocast(CPU, "float32"):
+            assert products.fp32_precision == ("bf16" if pays else "none")
+        assert products.fp32_precision == "none"
+    monkeypatch.setattr(module, "routing_pays", lambda: True)
+    with without("routed_products"), autocast(CPU, "float32"):
+        assert products.fp32_precision == "none"
+    with autocast(CPU, "bf16"):
+        assert products.fp32_precision == "none"
+    products.fp32_precision = "ieee"
+    try:
+        with autocast(CPU, "float32"):
+            assert products.fp32_precision == "ieee", "whoever has chosen keeps the choice"
+    finally:
+        products.fp32_precision = "none"
+
+
+def test_where_routing_pays_it_is_exact() -> None:
+    """On this machine: if the probe says so, another product is as near to float64 as the plain one."""
+    module.routing_pays.cache_clear()
+    pays = module.routing_pays()
+    assert torch.backends.mkldnn.matmul.fp32_precision == "none"
+    if not pays:
+        return
+    one, other = torch.randn(300, 700), torch.randn(700, 200)
+    exact = one.double() @ other.double()
+    plain = (one @ other - exact).abs().max()
+    with autocast(CPU, "float32"):
+        assert (one @ other - exact).abs().max() < 3 * plain
+
+
+def test_bf16_is_a_speed_up_that_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    with without("bf16"):
+        assert resolve_precision("auto", CPU) == "float32"
+        assert resolve_precision("bf16", CPU) == "bf16"
+    assert resolve_precision("auto", CPU) == "bf16"

@@ -29,6 +29,7 @@ class Condition:
         token_mask: True where ``tokens`` may be attended to.
         pooled: one vector a sample, made of the words.
         kept: False where words, tokens and pooled are to be replaced by the learned null.
+        seeds: what decides which numbers of a sample dropout leaves out, in training.
 
     Raises:
         ValueError: if the tensors differ in their number of rows, or there is none.
@@ -41,6 +42,7 @@ class Condition:
     token_mask: Bool[Tensor, "b n"] | None = None
     pooled: Float[Tensor, "b e"] | None = None
     kept: Bool[Tensor, "b"] | None = None
+    seeds: Int[Tensor, "b"] | None = None
 
     def __post_init__(self) -> None:
         """Hold the rows together."""

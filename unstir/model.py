@@ -40,6 +40,7 @@ from unstir.diffusion.samplers import SAMPLERS, Tuned
 from unstir.diffusion.schedule import SCHEDULES, RectifiedFlow, Schedule
 from unstir.diffusion.spacing import LEGACY, SPACINGS, Explicit, Sections, Spacing
 from unstir.nn import NETWORKS, DiTConfig
+from unstir.nn.text import TextConfig
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
@@ -239,7 +240,7 @@ def build(config: ModelConfig, reader: WordReader, *, training: dict[str, Any] |
     """
     _require_fit(config)
     network = network_of(config)
-    text = network.config.text
+    text = text_of(config)
     if reader.tokenizer.get_vocab_size() > text.vocabulary:
         raise ValueError(
             f"the tokenizer has {reader.tokenizer.get_vocab_size()} entries, the network reads {text.vocabulary}"
@@ -265,6 +266,18 @@ def build(config: ModelConfig, reader: WordReader, *, training: dict[str, Any] |
         network, process, config.parameterization, is_self_conditioned=config.self_conditioned
     )
     return Model(config=config, denoiser=denoiser, reader=reader, training=training or {})
+
+
+def text_of(config: ModelConfig) -> TextConfig:
+    """The shape of what reads the words.
+
+    Raises:
+        ValueError: if the network reads none.
+    """
+    text = config.network.text
+    if text is None:
+        raise ValueError("a model is told words, so its network reads them: leave network.text as it is, not null")
+    return text
 
 
 def network_of(config: ModelConfig) -> Any:
@@ -352,7 +365,7 @@ def load_model(directory: Path) -> Model:
         )
     weights, checksum = checked_weights(directory, written.checksum)
     with torch.random.fork_rng(devices=[]):  # loading a model must not move anybody's random stream
-        model = build(config, WordReader(tokenizer, config.network.text.max_tokens), training=written.training)
+        model = build(config, WordReader(tokenizer, text_of(config).max_tokens), training=written.training)
     load_weights(cast(nn.Module, model.denoiser.network), weights)
     model.denoiser.eval().requires_grad_(False)
     taught = directory / "taught.json"

@@ -11,6 +11,7 @@ import pytest
 from unstir import __version__
 from unstir.cli import app as module
 from unstir.cli.app import app, main
+from unstir.speedups import is_on
 
 # Every option of every verb. Adding one edits this list, in sight of whoever reads the change.
 OPTIONS = {
@@ -45,6 +46,7 @@ OPTIONS = {
     "data describe": "--directory --size --seed --limit --captions --sheet --json",
     "bench solvers": "--dimensions --calls --starts --seed --schedule --quick --plot --json",
     "bench sample": "--quick --json",
+    "bench train": "--models --batch --repeats --device --compiled --levers --quick --json",
 }
 
 Call = Callable[..., tuple[int, str, str]]
@@ -121,6 +123,7 @@ def test_the_version_is_the_packages(call: Call) -> None:
         ["bench", "kittens"],
         ["bench", "solvers", "--starts", "2.5"],
         ["bench", "sample", "extra"],
+        ["bench", "train", "--batch", "many"],
         ["check"],
         ["check", "x", "tiny", "extra"],
     ],
@@ -208,3 +211,17 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert process.wait(60) in (0, 1)
     assert "Traceback" not in err
     assert "Exception ignored" not in err
+
+
+def test_speed_ups_are_switched_off_by_their_names(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a verb runs, and no longer; an unknown name is refused."""
+    seen: list[bool] = []
+    monkeypatch.setattr("unstir.cli.app.app", lambda *arguments, **options: seen.append(is_on("compiled")))
+    monkeypatch.setenv("UNSTIR_WITHOUT", "bf16, compiled")
+    assert call("verify")[0] == 0
+    assert seen == [False]
+    assert is_on("compiled")
+    monkeypatch.setenv("UNSTIR_WITHOUT", "warp")
+    status, _, err = call("verify")
+    assert status == 2
+    assert err.startswith("unstir: no speed-up 'warp'; there are bf16, ")

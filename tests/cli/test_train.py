@@ -135,6 +135,21 @@ def test_a_finished_run_goes_on_with_more_images(call: Call, copied: Path) -> No
     assert load_latest(copied / "checkpoints").images_seen == 24
 
 
+def test_batch_auto_is_the_recipes_batch_in_parts_that_a_resumed_run_keeps(
+    call: Call, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["train", "tiny", "--data", data, "--out", tmp_path / "run", "--batch", "auto", *SMALL]
+    monkeypatch.setattr("unstir.training.trainer.most_that_fit", lambda count, free, *, fixed, each: 5)
+    status, _, err = call(*arguments, "--images", 32)
+    assert status == 0
+    assert "5 of 32 pictures of a batch at once" in err
+    written = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["training"]
+    assert (written["batch"], written["micro_batch"]) == (32, 5)
+    monkeypatch.setattr("unstir.training.trainer.most_that_fit", lambda count, free, *, fixed, each: 3)
+    assert call(*arguments, "--images", 64, "--resume")[0] == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["training"]["micro_batch"] == 5
+
+
 def test_moved_data_are_found_again(call: Call, copied: Path, data: Path, tmp_path: Path) -> None:
     import shutil
 

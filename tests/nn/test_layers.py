@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from unstir.nn.layers import ResidualBlock, SwiGLU, group_norm, modulate, zero_init
+from unstir.nn.layers import BlockStyle, ResidualBlock, SwiGLU, group_norm, modulate, zero_init
 
 
 def test_modulate() -> None:
@@ -56,3 +56,22 @@ def test_a_residual_block_starts_as_its_shortcut_and_follows_its_formula(out_wid
     inner = F.group_norm(inner, out_width // 2, second.weight, second.bias) * (1 + gain) + shift
     inner = F.conv2d(F.silu(inner), block.second.weight, block.second.bias, padding=1)
     torch.testing.assert_close(block(x, vector), short + inner)
+
+
+def test_a_vector_may_shift_what_the_second_norm_sees() -> None:
+    torch.manual_seed(1)
+    block = ResidualBlock(8, 8, 5, BlockStyle(modulation="shift", epsilon=1e-3))
+    x, vector = torch.randn(3, 8, 4, 6), torch.randn(3, 5)
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    first, second = block.first_norm, block.second_norm
+    inner = F.conv2d(F.silu(F.group_norm(x, 4, first.weight, first.bias, 1e-3)), block.first.weight, padding=1)
+    told = vector @ block.modulation.weight.T + block.modulation.bias
+    inner = inner + block.first.bias[:, None, None] + told[:, :, None, None]
+    inner = F.silu(F.group_norm(inner, 4, second.weight, second.bias, 1e-3))
+    torch.testing.assert_close(block(x, vector), x + F.conv2d(inner, block.second.weight, block.second.bias, padding=1))
+
+
+def test_an_epsilon_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="epsilon positive"):
+        BlockStyle(epsilon=0.0)

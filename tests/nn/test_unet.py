@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from unstir.condition import Condition
 from unstir.nn import UNet, UNetConfig
 from unstir.nn.attention import CrossAttention, SelfAttention
-from unstir.nn.layers import ResidualBlock
+from unstir.nn.layers import BlockStyle, ResidualBlock
 from unstir.nn.text import TextConfig
+from unstir.nn.unet import _Told  # pyright: ignore[reportPrivateUsage]
 
 TEXT = TextConfig(vocabulary=20, max_tokens=6, width=8, depth=1, heads=2)
 TINY = UNetConfig(channels=2, width=8, multipliers=(1, 2, 3), blocks=1, attention=(1,), heads=2, text=TEXT)
@@ -71,26 +73,48 @@ def test_blocks_and_attention_stand_where_the_configuration_says(
     assert count(network, SelfAttention) == looks + TEXT.depth
 
 
-def test_its_residual_and_resampling_layers_have_the_shapes_of_the_paper() -> None:
-    """Parameters of the CIFAR-10 network of Ho et al., but for attention, words, and gains beside shifts.
+DDPM = BlockStyle(modulation="shift", dropout=0.1, epsilon=1e-6)
 
-    35,746,307 of theirs, counted by its layers: width 128, multipliers 1 2 2 2, two blocks, attention at 16x16 only.
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ({"width": 128, "multipliers": (1, 2, 2, 2)}, 35_746_307),
+        ({"width": 64, "multipliers": (1, 2, 2)}, 6_472_195),
+    ],
+)
+def test_it_is_ddpms_by_configuration(shape: dict[str, Any], size: int) -> None:
+    """35,746,307 weights of Ho et al.'s network for CIFAR-10: two blocks a level, attention at 16x16 only.
+
+    The smaller one's number is that of diffusers' UNet2DModel of the same shape; tests/bench compares the outputs.
     """
-    config = UNetConfig(width=128, multipliers=(1, 2, 2, 2), attention=(1,), heads=1, text=TEXT)
     with torch.device("meta"):
-        network = UNet(config)
-    blocks = [module for module in network.modules() if isinstance(module, ResidualBlock)]
-    words = [module for module in network.modules() if isinstance(module, CrossAttention)]
-    looks = [module for module in network.modules() if isinstance(module, SelfAttention)][TEXT.depth :]
+        network = UNet(
+            UNetConfig(
+                **shape, attention=(1,), heads=1, style=DDPM, has_normed_queries=False, pads_evenly=False, text=None
+            )
+        )
+    assert sum(weight.numel() for weight in network.parameters()) == size
 
-    def size(module: nn.Module) -> int:
-        return sum(parameter.numel() for parameter in module.parameters())
 
-    gains = sum(size(block.modulation) // 2 for block in blocks)
-    extra = sum(size(module) for module in words) + len(words) * 2 * 256  # cross-attention and its norm
-    extra += sum(size(look.query_norm) + size(look.key_norm) for look in looks)
-    extra += size(network.reader) + size(network.vector.pooled) + gains
-    assert size(network) - extra == 35_746_307
+def test_one_that_is_told_no_words_draws_and_refuses_them() -> None:
+    network = awake(replace(TINY, text=None))
+    x, scalar = torch.randn(2, 2, 8, 8), torch.tensor([1.0, 2.0])
+    nothing = Condition(seeds=torch.arange(2))
+    assert network(x, scalar, nothing).shape == x.shape
+    assert network.read(nothing) is nothing
+    with pytest.raises(ValueError, match="told no words"):
+        network(x, scalar, WORDS)
+
+
+def test_uneven_padding_is_that_of_the_first_code() -> None:
+    """Right and bottom alone, as TensorFlow's SAME pads a picture of even size for stride 2."""
+    torch.manual_seed(0)
+    step = next(part for part in UNet(replace(TINY, pads_evenly=False)).modules() if type(part).__name__ == "_Shrink")
+    x = torch.randn(1, 8, 4, 4)
+    expected = F.conv2d(F.pad(x, (0, 1, 0, 1)), step.conv.weight, step.conv.bias, stride=2)
+    told = _Told(torch.zeros(1, 32), None, None, None)
+    torch.testing.assert_close(step(x, told), expected)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ from unstir.nn import DiTConfig
 from unstir.nn.text import TextConfig
 from unstir.training.batches import Captioned
 from unstir.training.checkpoint import load_latest, save_checkpoint
+from unstir.training.memory import kept_bytes
 from unstir.training.optimizer import OptimizerConfig, learning_rate
-from unstir.training.trainer import EmaConfig, Report, Trainer, TrainingConfig
+from unstir.training.trainer import EmaConfig, Report, Trainer, TrainingConfig, slices
 
 COUNT = 10
 CONFIG = TrainingConfig(
@@ -128,7 +129,7 @@ def test_an_optimizer_restored_is_placed_as_torch_places_its_own(fresh, tmp_path
     save_checkpoint(tmp_path, trainer.checkpoint())
     other.restore(load_latest(tmp_path))
     for mine, theirs in zip(trainer.network.parameters(), other.network.parameters(), strict=True):
-        left, right = trainer.optimizer.state_of(mine), other.optimizer.state_of(theirs)
+        left, right = trainer.learner.optimizer.state_of(mine), other.learner.optimizer.state_of(theirs)
         assert {k: (v.dtype, v.shape, v.device) for k, v in left.items()} == {
             k: (v.dtype, v.shape, v.device) for k, v in right.items()
         }
@@ -206,7 +207,7 @@ def test_the_rate_depends_on_pictures_seen_alone(fresh, batch: int) -> None:
         before = trainer.images_seen
         report = trainer.step()
         assert report.learning_rate == learning_rate(CONFIG.optimizer, before, 44)
-        assert {group["lr"] for group in trainer.optimizer.param_groups} == {report.learning_rate}
+        assert {group["lr"] for group in trainer.learner.optimizer.param_groups} == {report.learning_rate}
 
 
 def recorded(trainer: Trainer) -> list[tuple[list[float], list[int], list[float]]]:
@@ -245,13 +246,13 @@ def test_the_loss_is_a_mean_and_a_batch_is_the_sum_of_its_parts(fresh, data, rea
     model = build(MODEL, reader)
     gradients, losses = [], []
     for start, batch in ((0, 8), (0, 4), (4, 4)):
-        trainer = Trainer(copy.deepcopy(model), data, replace(CONFIG, batch=batch), device="cpu")
+        config = replace(CONFIG, batch=batch, optimizer=replace(CONFIG.optimizer, clip_norm=1e9))
+        trainer = Trainer(copy.deepcopy(model), data, config, device="cpu")
         trainer.images_seen = start
         kept: list[Tensor] = []
-        trainer.optimizer.step = lambda kept=kept, t=trainer: kept.extend(  # type: ignore[method-assign]
+        trainer.learner.optimizer.step = lambda kept=kept, t=trainer: kept.extend(  # type: ignore[method-assign]
             torch.zeros_like(w) if w.grad is None else w.grad.clone() for w in t.network.parameters()
         )
-        trainer.config = replace(trainer.config, optimizer=replace(CONFIG.optimizer, clip_norm=1e9))
         losses.append(trainer.step().loss)
         gradients.append(kept)
     assert losses[0] == pytest.approx((losses[1] + losses[2]) / 2, rel=1e-5)
@@ -259,10 +260,47 @@ def test_the_loss_is_a_mean_and_a_batch_is_the_sum_of_its_parts(fresh, data, rea
         torch.testing.assert_close(both, (left + right) / 2, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("micro_batch", [1, 3, 4, 8, 100])
+def test_a_batch_seen_in_parts_moves_the_weights_alike(fresh, micro_batch: int) -> None:
+    whole, parts = fresh(), fresh(replace(CONFIG, micro_batch=micro_batch))
+    told, told_parts = steps(whole, 2), steps(parts, 2)
+    for mine, theirs in zip(told, told_parts, strict=True):
+        assert theirs.loss == pytest.approx(mine.loss, rel=1e-5)
+        assert theirs.gradient_norm == pytest.approx(mine.gradient_norm, rel=1e-4)
+    for name, tensor in snapshot(whole).items():
+        torch.testing.assert_close(snapshot(parts)[name], tensor, rtol=1e-3, atol=1e-5)
+    assert len(told_parts[0].moved.loss.per_sample) == 8
+    torch.testing.assert_close(told[0].moved.loss.per_sample, told_parts[0].moved.loss.per_sample, rtol=1e-5, atol=0)
+
+
+def test_auto_takes_what_the_memory_takes(fresh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Free memory for about three pictures gives parts of at most three; the whole batch where there is plenty."""
+    config = replace(CONFIG, micro_batch="auto")
+    assert fresh(config).micro_batch == 8
+    trainer = fresh()
+    one, two = (sum(kept_bytes(loss, trainer.device, "float32") for loss in trainer.losses(n)) for n in (1, 2))
+    weights = 4 * sum(weight.numel() for weight in trainer.network.parameters())
+    wanted = 2 * one - two + 3 * weights + 3.5 * (two - one)
+    monkeypatch.setattr("unstir.training.trainer.free_bytes", lambda device: int(wanted / 0.6))
+    assert fresh(config).micro_batch == 3
+    monkeypatch.setattr("unstir.training.trainer.free_bytes", lambda device: 1000)
+    with pytest.raises(MemoryError, match="to spare"):
+        fresh(config)
+    with pytest.raises(ValueError, match="micro_batch must be at least 1"):
+        replace(CONFIG, micro_batch=0)
+
+
+@pytest.mark.parametrize(("count", "most", "sizes"), [(8, None, [8]), (8, 3, [2, 3, 3]), (8, 8, [8]), (7, 1, [1] * 7)])
+def test_slices_are_few_and_nearly_as_long(count: int, most: int | None, sizes: list[int]) -> None:
+    found = slices(count, most)
+    assert [part.stop - part.start for part in found] == sizes
+    assert [i for part in found for i in range(count)[part]] == list(range(count))
+
+
 def test_gradients_are_clipped_and_the_norm_is_told_before(fresh) -> None:
     trainer = fresh(replace(CONFIG, optimizer=replace(CONFIG.optimizer, clip_norm=1e-3)))
     norms: list[float] = []
-    step = trainer.optimizer.step
+    step = trainer.learner.optimizer.step
 
     def note() -> None:
         norms.append(
@@ -270,7 +308,7 @@ def test_gradients_are_clipped_and_the_norm_is_told_before(fresh) -> None:
         )
         step()
 
-    trainer.optimizer.step = note  # type: ignore[method-assign]
+    trainer.learner.optimizer.step = note  # type: ignore[method-assign]
     report = trainer.step()
     assert report.gradient_norm > 1e-3
     assert norms[0] == pytest.approx(1e-3, rel=1e-3)

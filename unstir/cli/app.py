@@ -29,6 +29,7 @@ from unstir.cli.sample import sample
 from unstir.cli.train import as_settings, train
 from unstir.cli.tune import tune
 from unstir.cli.verify import verify
+from unstir.speedups import VARIABLE, named, without
 
 app = App(
     name="unstir",
@@ -55,7 +56,8 @@ def run(arguments: list[str]) -> int:
     try:
         if arguments[:1] == ["train"]:
             arguments = as_settings(arguments)
-        status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        with without(*named(os.environ.get(VARIABLE, ""))):
+            status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except CycloptsError as error:

@@ -16,6 +16,8 @@ from typing import Any
 
 from unstir.cli.output import PLAIN_SECONDS, progress_bar, say, writable_folder
 
+_LOOK_SECONDS = 0.2  # how often the loss is asked for, to be shown
+
 
 def changes_of(settings: Sequence[str], shortcuts: Mapping[str, object]) -> list[tuple[str, str]]:
     """Settings and shortcuts as pairs of path and text.
@@ -77,21 +79,25 @@ def locked(directory: Path) -> Generator[None]:
 
 
 @contextmanager
-def progress_of(total: int, pictures: int) -> Generator[Callable[[int, float], None]]:
-    """What tells how far a run is, given pictures seen and loss: a bar on a terminal, a line now and then elsewhere."""
+def progress_of(total: int, pictures: int) -> Generator[Callable[[int, Callable[[], float]], None]]:
+    """What tells how far a run is: a bar on a terminal, a line now and then elsewhere.
+
+    It is given the pictures seen, and what says the loss where it is asked.
+    """
     recent: list[tuple[float, int]] = []
-    last = time.perf_counter()
+    last, looked, text = time.perf_counter(), 0.0, ""
     is_terminal = sys.stderr.isatty()
     with progress_bar("training", total) as advance:
 
-        def tell(images_seen: int, loss: float) -> None:
-            nonlocal last
+        def tell(images_seen: int, loss: Callable[[], float]) -> None:
+            nonlocal last, looked, text
             now = time.perf_counter()
             recent.append((now, images_seen))
             del recent[:-50]
             seconds, seen = now - recent[0][0], images_seen - recent[0][1]
             rate = seen / seconds if seconds else 0.0
-            text = f"loss {loss:.4f}, {rate:.1f} pictures/s"
+            if now - looked > _LOOK_SECONDS or images_seen == total:  # a GPU must be waited for to tell its loss
+                looked, text = now, f"loss {loss():.4f}, {rate:.1f} pictures/s"
             advance(images_seen, text)
             if not is_terminal and rate and (now - last > PLAIN_SECONDS or images_seen == total):
                 last = now

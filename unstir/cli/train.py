@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -49,7 +49,7 @@ def train(
     resume: Annotated[bool, Parameter(negative=())] = False,
     start: Annotated[str | None, Parameter(name="--from")] = None,
     images: Whole | None = None,
-    batch: Whole | None = None,
+    batch: Whole | Literal["auto"] | None = None,
     seed: Whole | None = None,
     checkpoint_every: Whole | None = None,
     captions: str | None = None,
@@ -86,7 +86,8 @@ def train(
     images
         Pictures to see in all.
     batch
-        Pictures a step.
+        Pictures a step; "auto" is the recipe's number, seen in as many parts as the memory asks for: their gradients
+        add up, so that only rounding differs.
     seed
         Decides order, wordings, noise and initial weights.
     checkpoint_every
@@ -113,7 +114,8 @@ def train(
 
     shortcuts: dict[str, object] = {
         "training.images": images,
-        "training.batch": batch,
+        "training.batch": None if batch == "auto" else batch,
+        "training.micro_batch": "auto" if batch == "auto" else None,
         "training.seed": seed,
         "cadence.checkpoint": checkpoint_every,
         "captions": captions,
@@ -152,7 +154,7 @@ def train(
                 loaded,
                 device=device,
                 say=say,
-                hooks=[lambda trainer, report: tell(report.images_seen, report.loss)],
+                hooks=[lambda trainer, report: tell(report.images_seen, lambda: report.loss)],
             )
     result = {
         "run": str(directory.resolve()),
@@ -223,7 +225,8 @@ def _resumed(config: RunConfig, wanted: dict[str, Any], changes: Sequence[tuple[
         )
     if wanted["start"] not in (None, config.start) and str(locate_model(wanted["start"]).resolve()) != config.start:
         raise ValueError(f"the run started from {config.start or 'fresh weights'}, not from {wanted['start']}")
-    changed = override(config, changes)
+    asks = [(path, value) for path, value in changes if (path, value) != ("training.micro_batch", "auto")]
+    changed = override(config, asks)  # what fits was found when the run began, and stays
     before, after = to_dict(config), to_dict(changed)
     for content in (before, after):
         content.pop("cadence")

@@ -65,7 +65,7 @@ def train_classifier(
                 loaded,
                 device=device,
                 say=say,
-                hook=lambda report: tell(report.images_seen, report.loss),
+                hook=lambda report: tell(report.images_seen, lambda: report.loss),
             )
     if json:
         print_json(

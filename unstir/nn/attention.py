@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from unstir.speedups import is_on
+
 _MANUAL_TOKENS = 1024
 """Up to this many keys a plain product is the faster kernel for bf16 on a CPU (3.2x, measured on Zen 5)."""
 
@@ -33,18 +35,20 @@ def attend(
     """
     bias = None if mask is None else torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
     bias = None if bias is None else bias[:, None, None, :]
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[-2] <= _MANUAL_TOKENS:
+    is_small = query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[-2] <= _MANUAL_TOKENS
+    if is_small and is_on("plain_attention"):
         weight = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
         return (weight if bias is None else weight + bias).softmax(-1) @ value
     return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of a sequence to itself, with normalised queries and keys.
+    """Multi-head attention of a sequence to itself, by default with normalised queries and keys.
 
     Args:
         width: channels of a token.
         heads: number of heads; divides ``width``.
+        has_normed_queries: whether queries and keys are normalised.
 
     Raises:
         ValueError: if ``heads`` does not divide ``width``.
@@ -53,13 +57,12 @@ class SelfAttention(nn.Module):
         queries).
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, has_normed_queries: bool = True) -> None:
         super().__init__()
         self.heads = _checked_heads(width, heads)
         self.joint = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        self.query_norm = nn.LayerNorm(width // heads, bias=False)
-        self.key_norm = nn.LayerNorm(width // heads, bias=False)
+        self.query_norm, self.key_norm = _norms(width // heads, has_normed_queries)
 
     def forward(self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None = None) -> Float[Tensor, "b n d"]:
         """What every token saw."""
@@ -69,12 +72,13 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of a sequence to another one, with normalised queries and keys.
+    """Multi-head attention of a sequence to another one, by default with normalised queries and keys.
 
     Args:
         width: channels of a token that looks.
         context_width: channels of a token that is looked at.
         heads: number of heads; divides ``width``.
+        has_normed_queries: whether queries and keys are normalised.
 
     Raises:
         ValueError: if ``heads`` does not divide ``width``.
@@ -82,14 +86,13 @@ class CrossAttention(nn.Module):
     Source: Rombach et al. 2022, arXiv:2112.10752, Sec. 3.3.
     """
 
-    def __init__(self, width: int, context_width: int, heads: int) -> None:
+    def __init__(self, width: int, context_width: int, heads: int, *, has_normed_queries: bool = True) -> None:
         super().__init__()
         self.heads = _checked_heads(width, heads)
         self.query = nn.Linear(width, width)
         self.joint = nn.Linear(context_width, 2 * width)
         self.out = nn.Linear(width, width)
-        self.query_norm = nn.LayerNorm(width // heads, bias=False)
-        self.key_norm = nn.LayerNorm(width // heads, bias=False)
+        self.query_norm, self.key_norm = _norms(width // heads, has_normed_queries)
 
     def forward(
         self, x: Float[Tensor, "b n d"], context: Float[Tensor, "b m e"], mask: Bool[Tensor, "b m"] | None = None
@@ -99,6 +102,13 @@ class CrossAttention(nn.Module):
         key, value = self.joint(context).view(*context.shape[:2], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
         seen = attend(self.query_norm(query), self.key_norm(key), value, mask)
         return self.out(seen.transpose(1, 2).flatten(2))
+
+
+def _norms(width: int, has_normed_queries: bool) -> tuple[nn.Module, nn.Module]:
+    """Of queries and of keys, each head by itself."""
+    if not has_normed_queries:
+        return nn.Identity(), nn.Identity()
+    return nn.LayerNorm(width, bias=False), nn.LayerNorm(width, bias=False)
 
 
 def _checked_heads(width: int, heads: int) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from unstir.condition import Condition
 from unstir.nn.attention import SelfAttention
-from unstir.nn.embedding import ConditionReader, VectorEmbedding, grid_positions
+from unstir.nn.embedding import ConditionReader, VectorEmbedding, grid_positions, require_words
 from unstir.nn.layers import SwiGLU, modulate, require_positive, zero_init
 from unstir.nn.text import TextConfig
 
@@ -34,7 +34,7 @@ class DiTConfig:
         depth: number of layers.
         heads: attention heads a layer.
         detail: channels at full size between the last layer and the picture, where the seams of patches are mended.
-        text: shape of the text transformer.
+        text: shape of the text transformer; None for a network that is told no words.
 
     Raises:
         ValueError: if a number is below 1.
@@ -48,7 +48,7 @@ class DiTConfig:
     depth: int = 8
     heads: int = 5
     detail: int = 8
-    text: TextConfig = field(default_factory=TextConfig)
+    text: TextConfig | None = field(default_factory=TextConfig)
 
     def __post_init__(self) -> None:
         """Refuse a shape without extent."""
@@ -84,9 +84,9 @@ class DiT(nn.Module):
         self.multiple, self.is_one_size = config.size, True
         cells = config.size // config.patch
         width, area = config.width, config.patch**2
-        self.reader = ConditionReader(config.text)
-        self.vector = VectorEmbedding(width, config.text.width)
-        self.words = nn.Linear(config.text.width, width)
+        self.reader = None if config.text is None else ConditionReader(config.text)
+        self.vector = VectorEmbedding(width, None if config.text is None else config.text.width)
+        self.words = None if config.text is None else nn.Linear(config.text.width, width)
         self.patches = nn.Sequential(nn.Linear(config.channels * area, 128, bias=False), nn.Linear(128, width))
         self.register_buffer("positions", grid_positions(cells, cells, width), persistent=False)
         self.modulation = zero_init(nn.Linear(width, 6 * width))
@@ -101,7 +101,7 @@ class DiT(nn.Module):
 
     def read(self, condition: Condition) -> Condition:
         """The condition with its words read; ``forward`` does this where it has not been done."""
-        return self.reader(condition)
+        return condition if self.reader is None else self.reader(condition)
 
     def forward(
         self, x: Float[Tensor, "b c h w"], scalar: Float[Tensor, "b"], condition: Condition
@@ -109,14 +109,14 @@ class DiT(nn.Module):
         """The output at every pixel.
 
         Raises:
-            ValueError: if the picture is not of the size that the network was made for, or the condition has no words.
+            ValueError: if the picture is not of the size that the network was made for, or the condition has no words,
+                or words for a network that is told none.
         """
         size, patch = self.config.size, self.config.patch
         if x.shape[2:] != (size, size):
             raise ValueError(f"this network draws {size}x{size}, got {x.shape[3]}x{x.shape[2]}")
         condition = self.read(condition)
-        if condition.tokens is None:
-            raise ValueError("this network needs words; give the null condition where there are none")
+        require_words(condition, is_told_words=self.reader is not None)
         vector = F.silu(self.vector(scalar, condition))
         tokens = self.patches(F.pixel_unshuffle(x, patch).flatten(2).transpose(1, 2))  # b n d
         tokens = tokens + cast(Tensor, self.positions).to(tokens.dtype)
@@ -124,7 +124,7 @@ class DiT(nn.Module):
         mask = None
         if condition.token_mask is not None:
             mask = F.pad(condition.token_mask, (count, 0), value=True)
-        stream = torch.cat([tokens, self.words(condition.tokens)], 1)
+        stream = tokens if self.words is None else torch.cat([tokens, self.words(condition.tokens)], 1)
         modulation = self.modulation(vector).unflatten(1, (1, 6, -1))  # b 1 6 d
         for layer in self.layers:
             stream = layer(stream, modulation, mask)

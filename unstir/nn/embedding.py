@@ -149,17 +149,31 @@ class VectorEmbedding(nn.Module):
 
     Args:
         width: channels of the vector.
-        pooled_width: channels of the pooled words.
+        pooled_width: channels of the pooled words; None where there are no words.
         features: sinusoids of the scalar.
     """
 
-    def __init__(self, width: int, pooled_width: int, features: int = 128) -> None:
+    def __init__(self, width: int, pooled_width: int | None, features: int = 128) -> None:
         super().__init__()
         self.features = features
         self.scalar = scalar_layers(features, width)
-        self.pooled = nn.Linear(pooled_width, width)
+        self.pooled = None if pooled_width is None else nn.Linear(pooled_width, width)
 
     def forward(self, scalar: Float[Tensor, "b"], condition: Condition) -> Float[Tensor, "b d"]:
         """The vector; without pooled words, that of the scalar alone."""
         vector = self.scalar(sinusoids(scalar, self.features))
-        return vector if condition.pooled is None else vector + self.pooled(condition.pooled)
+        if condition.pooled is None or self.pooled is None:
+            return vector
+        return vector + self.pooled(condition.pooled)
+
+
+def require_words(condition: Condition, *, is_told_words: bool) -> None:
+    """See that a condition, once read, has words for a network that is told them, and none for one that is not.
+
+    Raises:
+        ValueError: where it is otherwise.
+    """
+    if is_told_words and condition.tokens is None:
+        raise ValueError("this network needs words; give the null condition where there are none")
+    if not is_told_words and (condition.tokens is not None or condition.words is not None):
+        raise ValueError("this network is told no words; give a condition without any")

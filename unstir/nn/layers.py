@@ -7,11 +7,15 @@ Does not know: which network they stand in.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from unstir.nn.dropout import Dropout
 
 
 class SwiGLU(nn.Module):
@@ -35,41 +39,76 @@ class SwiGLU(nn.Module):
         return self.out(F.silu(gate) * up)
 
 
+@dataclass(frozen=True, kw_only=True)
+class BlockStyle:
+    """How residual blocks are made; the papers differ.
+
+    Args:
+        modulation: what the vector does: ``scale`` the second norm's output and shift it (ADM), or ``shift`` what comes
+            out of the first convolution (DDPM).
+        dropout: share of the numbers before the second convolution that training leaves out.
+        epsilon: of group normalisation.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+
+    modulation: Literal["scale", "shift"] = "scale"
+    dropout: float = 0.0
+    epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        """Refuse what no block can be made of."""
+        if not 0 <= self.dropout < 1 or not self.epsilon > 0:
+            raise ValueError(f"dropout must be in [0, 1) and epsilon positive, got {self.dropout} and {self.epsilon}")
+
+
 class ResidualBlock(nn.Module):
-    """Two convolutions beside a shortcut; a vector modulates what the second one sees, after its norm.
+    """Two convolutions beside a shortcut; a vector modulates what the second one sees.
 
     shortcut(x) + conv(silu(norm(conv(silu(norm(x)))) (1 + gain) + shift)),   (shift, gain) = linear(vector)
 
-    The second convolution starts at zero, so that the block starts as its shortcut: x itself, or a 1x1 convolution
-    of it where the number of channels changes.
+    or, where the vector shifts, shortcut(x) + conv(silu(norm(conv(silu(norm(x))) + linear(vector)))). Dropout stands
+    before the second convolution, which starts at zero, so that the block starts as its shortcut: x itself, or a 1x1
+    convolution of it where the number of channels changes.
 
     Args:
         in_width: channels in.
         out_width: channels out.
         vector_width: channels of the vector; it comes with its nonlinearity already applied.
+        style: how it is made.
 
-    Source: Ho et al. 2020, arXiv:2006.11239, Appendix B (order of the layers); Dhariwal & Nichol 2021,
+    Source: Ho et al. 2020, arXiv:2006.11239, Appendix B (order of the layers, shift); Dhariwal & Nichol 2021,
         arXiv:2105.05233, Sec. 3 (adaptive group normalisation).
     """
 
-    def __init__(self, in_width: int, out_width: int, vector_width: int) -> None:
+    def __init__(self, in_width: int, out_width: int, vector_width: int, style: BlockStyle | None = None) -> None:
         super().__init__()
-        self.first_norm = group_norm(in_width)
+        style = style or BlockStyle()
+        self.is_scaled = style.modulation == "scale"
+        self.first_norm = group_norm(in_width, style.epsilon)
         self.first = nn.Conv2d(in_width, out_width, 3, padding=1)
-        self.modulation = nn.Linear(vector_width, 2 * out_width)
-        self.second_norm = group_norm(out_width)
+        self.modulation = nn.Linear(vector_width, (2 if self.is_scaled else 1) * out_width)
+        self.second_norm = group_norm(out_width, style.epsilon)
+        self.dropout = Dropout(style.dropout)
         self.second = zero_init(nn.Conv2d(out_width, out_width, 3, padding=1))
         self.shortcut = nn.Identity() if in_width == out_width else nn.Conv2d(in_width, out_width, 1)
 
-    def forward(self, x: Float[Tensor, "b c h w"], vector: Float[Tensor, "b v"]) -> Float[Tensor, "b k h w"]:
-        """One pass."""
+    def forward(
+        self, x: Float[Tensor, "b c h w"], vector: Float[Tensor, "b v"], seeds: Int[Tensor, "b"] | None = None
+    ) -> Float[Tensor, "b k h w"]:
+        """One pass; seeds decide what dropout leaves out."""
         inner = self.first(F.silu(self.first_norm(x)))  # b k h w
-        shift, gain = self.modulation(vector)[:, :, None, None].chunk(2, 1)  # b k 1 1
-        inner = modulate(self.second_norm(inner), shift, gain)
-        return self.shortcut(x) + self.second(F.silu(inner))
+        told = self.modulation(vector)[:, :, None, None]
+        if self.is_scaled:
+            shift, gain = told.chunk(2, 1)  # b k 1 1
+            inner = modulate(self.second_norm(inner), shift, gain)
+        else:
+            inner = self.second_norm(inner + told)
+        return self.shortcut(x) + self.second(self.dropout(F.silu(inner), seeds))
 
 
-def group_norm(width: int) -> nn.GroupNorm:
+def group_norm(width: int, epsilon: float = 1e-5) -> nn.GroupNorm:
     """Group normalisation in 32 groups, or in as many below 32 as divide a smaller or odd width.
 
     A group holds two channels at least: alone, a channel would lose what is the same everywhere in it.
@@ -77,7 +116,7 @@ def group_norm(width: int) -> nn.GroupNorm:
     Source: Wu & He 2018, arXiv:1803.08494, Sec. 3.
     """
     groups = max((count for count in range(1, 33) if width % count == 0 and 2 * count <= width), default=1)
-    return nn.GroupNorm(groups, width)
+    return nn.GroupNorm(groups, width, eps=epsilon)
 
 
 def modulate(x: Tensor, shift: Tensor, gain: Tensor) -> Tensor:

@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unstir.condition import Condition
 from unstir.nn.attention import CrossAttention, SelfAttention
-from unstir.nn.embedding import ConditionReader, VectorEmbedding
-from unstir.nn.layers import ResidualBlock, group_norm, level_widths, zero_init
+from unstir.nn.dropout import Dropout
+from unstir.nn.embedding import ConditionReader, VectorEmbedding, require_words
+from unstir.nn.layers import BlockStyle, ResidualBlock, group_norm, level_widths, zero_init
 from unstir.nn.text import TextConfig
 
 
@@ -34,7 +35,10 @@ class UNetConfig:
         blocks: residual blocks a level on the way down; there is one more on the way up.
         attention: the levels, counted from 0, whose cells look at each other and at the words; the middle always does.
         heads: attention heads; divides the channels of every level that attends.
-        text: shape of the text transformer.
+        style: how residual blocks are made.
+        has_normed_queries: whether attention normalises its queries and keys (DDPM's does not).
+        pads_evenly: whether the convolution that halves a level pads all sides; else right and bottom (DDPM's).
+        text: shape of the text transformer; None for a network that is told no words.
     """
 
     channels: int = 3
@@ -44,7 +48,10 @@ class UNetConfig:
     blocks: int = 2
     attention: tuple[int, ...] = (1, 2)
     heads: int = 4
-    text: TextConfig = field(default_factory=TextConfig)
+    style: BlockStyle = field(default_factory=BlockStyle)
+    has_normed_queries: bool = True
+    pads_evenly: bool = True
+    text: TextConfig | None = field(default_factory=TextConfig)
 
 
 class UNet(nn.Module):
@@ -72,15 +79,16 @@ class UNet(nn.Module):
         self.in_channels, self.out_channels = config.channels, config.out_channels or config.channels
         self.multiple = 2 ** (len(widths) - 1)
         self.is_one_size = False
-        self.reader = ConditionReader(config.text)
-        self.vector = VectorEmbedding(4 * config.width, config.text.width, features=config.width)
+        self.reader = None if config.text is None else ConditionReader(config.text)
+        pooled_width = None if config.text is None else config.text.width
+        self.vector = VectorEmbedding(4 * config.width, pooled_width, features=config.width)
         self.first = nn.Conv2d(config.channels, config.width, 3, padding=1)
 
         down: list[nn.Module] = []
         left = [config.width]  # channels of what each step of the way down leaves for the way up
         for level, width in enumerate(widths):
             if level:
-                down.append(_Step(_Shrink(left[-1])))
+                down.append(_Step(_Shrink(left[-1], config.pads_evenly)))
                 left.append(left[-1])
             for _ in range(config.blocks):
                 down.append(_Step(_block(config, left[-1], width), *_looks(config, level)))
@@ -99,12 +107,16 @@ class UNet(nn.Module):
         self.middle = middle
         self.up = nn.ModuleList(up)
         self.last = nn.Sequential(
-            group_norm(current), nn.SiLU(), zero_init(nn.Conv2d(current, self.out_channels, 3, padding=1))
+            group_norm(current, config.style.epsilon),
+            nn.SiLU(),
+            zero_init(nn.Conv2d(current, self.out_channels, 3, padding=1)),
         )
+        for place, dropout in enumerate(module for module in self.modules() if isinstance(module, Dropout)):
+            dropout.place = place
 
     def read(self, condition: Condition) -> Condition:
         """The condition with its words read; ``forward`` does this where it has not been done."""
-        return self.reader(condition)
+        return condition if self.reader is None else self.reader(condition)
 
     def forward(
         self, x: Float[Tensor, "b c h w"], scalar: Float[Tensor, "b"], condition: Condition
@@ -112,14 +124,15 @@ class UNet(nn.Module):
         """The output at every pixel.
 
         Raises:
-            ValueError: if height or width is no multiple of ``multiple``, or the condition has no words.
+            ValueError: if height or width is no multiple of ``multiple``, or the condition has no words, or words for a
+                network that is told none.
         """
         if x.shape[2] % self.multiple or x.shape[3] % self.multiple:
             raise ValueError(f"this network draws multiples of {self.multiple}, got {x.shape[3]}x{x.shape[2]}")
         condition = self.read(condition)
-        if condition.tokens is None:
-            raise ValueError("this network needs words; give the null condition where there are none")
-        told = _Told(F.silu(self.vector(scalar, condition)), condition.tokens, condition.token_mask)
+        require_words(condition, is_told_words=self.reader is not None)
+        vector = F.silu(self.vector(scalar, condition))
+        told = _Told(vector, condition.tokens, condition.token_mask, condition.seeds)
         x = self.first(x)
         left = [x]
         for step in self.down:
@@ -135,8 +148,9 @@ class _Told(NamedTuple):
     """What every part of the network is told beside the picture."""
 
     vector: Float[Tensor, "b v"]
-    tokens: Float[Tensor, "b n d"]
+    tokens: Float[Tensor, "b n d"] | None
     mask: Bool[Tensor, "b n"] | None
+    seeds: Int[Tensor, "b"] | None
 
 
 class _Step(nn.Module):
@@ -146,37 +160,43 @@ class _Step(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"], told: _Told) -> Float[Tensor, "b k u v"]:
         for part in self.parts:
-            x = part(x, told.vector) if isinstance(part, ResidualBlock) else part(x, told)
+            x = part(x, told.vector, told.seeds) if isinstance(part, ResidualBlock) else part(x, told)
         return x
 
 
 class _Look(nn.Module):
-    """Every cell of a level looks at all others, then at the words."""
+    """Every cell of a level looks at all others, then at the words where there are any."""
 
     def __init__(self, config: UNetConfig, level: int) -> None:
         super().__init__()
-        width = config.multipliers[level] * config.width
-        self.cells_norm = group_norm(width)
-        self.cells = SelfAttention(width, config.heads)
-        self.words_norm = group_norm(width)
-        self.words = CrossAttention(width, config.text.width, config.heads)
+        width, epsilon = config.multipliers[level] * config.width, config.style.epsilon
+        self.cells_norm = group_norm(width, epsilon)
+        self.cells = SelfAttention(width, config.heads, has_normed_queries=config.has_normed_queries)
         zero_init(self.cells.out)
-        zero_init(self.words.out)
+        self.words = None
+        if config.text is not None:
+            self.words_norm = group_norm(width, epsilon)
+            self.words = CrossAttention(
+                width, config.text.width, config.heads, has_normed_queries=config.has_normed_queries
+            )
+            zero_init(self.words.out)
 
     def forward(self, x: Float[Tensor, "b c h w"], told: _Told) -> Float[Tensor, "b c h w"]:
         flat = x.flatten(2)  # b c n
         flat = flat + self.cells(self.cells_norm(flat).transpose(1, 2)).transpose(1, 2)
-        flat = flat + self.words(self.words_norm(flat).transpose(1, 2), told.tokens, told.mask).transpose(1, 2)
+        if self.words is not None:
+            flat = flat + self.words(self.words_norm(flat).transpose(1, 2), told.tokens, told.mask).transpose(1, 2)
         return flat.unflatten(2, x.shape[2:])
 
 
 class _Shrink(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, pads_evenly: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
+        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=1 if pads_evenly else 0)
+        self.pads_evenly = pads_evenly
 
     def forward(self, x: Float[Tensor, "b c h w"], told: _Told) -> Float[Tensor, "b c h//2 w//2"]:
-        return self.conv(x)
+        return self.conv(x if self.pads_evenly else F.pad(x, (0, 1, 0, 1)))
 
 
 class _Grow(nn.Module):
@@ -189,7 +209,7 @@ class _Grow(nn.Module):
 
 
 def _block(config: UNetConfig, in_width: int, out_width: int) -> ResidualBlock:
-    return ResidualBlock(in_width, out_width, 4 * config.width)
+    return ResidualBlock(in_width, out_width, 4 * config.width, config.style)
 
 
 def _looks(config: UNetConfig, level: int) -> list[_Look]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from unstir.condition import Condition
@@ -26,7 +26,7 @@ from unstir.data.transforms import to_unit
 from unstir.diffusion.noise import KeyedNoise
 from unstir.typing import Noise, floats, integers
 
-CAPTION, DROP, CODEC, OBJECTIVE = range(4)
+CAPTION, DROP, CODEC, OBJECTIVE, DROPOUT = range(5)
 """Sub-keys of a sample's randomness in training."""
 
 _ORDER = -1  # in the place of a sample's index, which is never negative
@@ -134,7 +134,14 @@ def _part(
 ) -> tuple[Float[Tensor, "b c h w"], Condition, KeyedNoise]:
     noise = KeyedNoise(keys=tuple((seed, i) for i in index))
     condition = read_all(reader, say_all(chosen, wording, noise.at(CAPTION)), length=1)
-    return to_unit(torch.stack(list(chosen.pictures))), condition.drop(drop, noise.at(DROP)), noise
+    condition = replace(condition.drop(drop, noise.at(DROP)), seeds=seeds_of(noise.at(DROPOUT)))
+    return to_unit(torch.stack(list(chosen.pictures))), condition, noise
+
+
+def seeds_of(noise: KeyedNoise) -> Int64[Tensor, "b"]:
+    """A whole number for each sample, for what makes its own randomness of it on the device."""
+    draws = noise.uniform(torch.zeros(len(noise.keys), 1, dtype=torch.float64))
+    return (draws[:, 0] * 2**53).long()
 
 
 def read_all(reader: WordReader, texts: Sequence[str], *, length: int | None = None) -> Condition:

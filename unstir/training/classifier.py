@@ -11,7 +11,6 @@ Does not know: command lines, what the classifier is for.
 
 from __future__ import annotations
 
-import copy
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -22,22 +21,25 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from unstir.classifier import Classifier, ClassifierConfig, build_classifier, class_named, save_classifier
 from unstir.config import from_dict, read_json_file, to_dict, write_text_file
 from unstir.data.transforms import to_unit
-from unstir.device import autocast, resolve_device, resolve_precision
+from unstir.device import resolve_device, resolve_precision
 from unstir.diffusion.noise import KeyedNoise
+from unstir.diffusion.objective import Loss
 from unstir.diffusion.times import UniformTimes
 from unstir.model import ModelConfig
+from unstir.nn.encoder import Encoder
 from unstir.training.batches import Captioned, picture_of
 from unstir.training.checkpoint import Checkpoint, load_latest, save_checkpoint
-from unstir.training.ema import ema_decay, ema_update
+from unstir.training.ema import ema_decay
 from unstir.training.log import RunLog
-from unstir.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from unstir.training.optimizer import OptimizerConfig, learning_rate
 from unstir.training.run import Outcome, RunConfig, Say, is_due, load_data, signals
-from unstir.training.trainer import EmaConfig, restore_state, state_of
+from unstir.training.step import Learner, NotFiniteError
+from unstir.training.trainer import EmaConfig
 from unstir.typing import Noise, Picture
 
 _TIME, _NOISE, _FLIP = range(3)  # sub-keys of a sample's randomness
@@ -176,10 +178,18 @@ class ClassifierTrainer:
         self.classifier, self.data, self.config = classifier, data, config
         self.device = resolve_device(device)
         self.precision: Literal["float32", "bf16"] = resolve_precision(config.precision, self.device)
-        self.network = classifier.network.to(self.device).requires_grad_(True)
-        self.ema_network = copy.deepcopy(self.network).requires_grad_(False)
-        self.optimizer = make_optimizer(self.network, config.optimizer)
+        self.learner = Learner(classifier.network, config.optimizer, device=self.device, precision=self.precision)
         self.images_seen = 0
+
+    @property
+    def network(self) -> Encoder:
+        """Whose weights learn."""
+        return self.learner.network
+
+    @property
+    def ema_network(self) -> Encoder:
+        """The network with the averaged weights."""
+        return self.learner.average
 
     @property
     def ema_classifier(self) -> Classifier:
@@ -205,35 +215,36 @@ class ClassifierTrainer:
         t = UniformTimes().draw(schedule, len(index), noise.at(_TIME))
         level = schedule.at(torch.zeros_like(t) if classifier.config.is_clean else t)
         x_t = classifier.process.marginal(x0, level).sample(noise.at(_NOISE))
-        with autocast(self.device, self.precision):
+
+        def loss() -> Loss:
             log_probs = classifier.log_probs(x_t, level)
-        loss = F.nll_loss(log_probs, classes)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), config.optimizer.clip_norm)
-        if not bool(torch.isfinite(loss)) or not bool(torch.isfinite(norm)):
-            self.optimizer.zero_grad()
+            is_right = (log_probs.argmax(1) == classes).float()
+            return Loss(
+                per_sample=F.nll_loss(log_probs, classes, reduction="none"),
+                parts={"is_right": is_right, "log_snr": level.log_snr},
+            )
+
+        rate = learning_rate(config.optimizer, self.images_seen, config.images)
+        seen, ema = self.images_seen + len(index), config.ema
+        decay = ema_decay(len(index), seen, half_life_images=ema.half_life_images, warmup=ema.warmup)
+        try:
+            moved = self.learner.step([loss], len(index), rate=rate, decay=decay)
+        except NotFiniteError:
             raise ArithmeticError(
                 f"the loss or its gradient is not finite after {self.images_seen} pictures; the last checkpoint is "
                 "untouched: resume with a lower --training.optimizer.learning_rate or in float32"
-            )
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config.optimizer, self.images_seen, config.images)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.images_seen += len(index)
-        half_life, warmup = config.ema.half_life_images, config.ema.warmup
-        decay = ema_decay(len(index), self.images_seen, half_life_images=half_life, warmup=warmup)
-        ema_update(list(self.ema_network.parameters()), list(self.network.parameters()), decay)
+            ) from None
+        self.images_seen = seen
         return ClassifierReport(
-            images_seen=self.images_seen,
-            loss=loss.item(),
-            accuracy=(log_probs.argmax(1) == classes).float().mean().item(),
+            images_seen=seen,
+            loss=moved.loss.per_sample.mean().item(),
+            accuracy=moved.loss.parts["is_right"].mean().item(),
             seconds=time.perf_counter() - started,
         )
 
     def checkpoint(self) -> Checkpoint:
         """The state, to be saved."""
-        return state_of(self.network, self.ema_network, self.optimizer, self.images_seen)
+        return self.learner.state(self.images_seen)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a saved state, exactly.
@@ -241,7 +252,7 @@ class ClassifierTrainer:
         Raises:
             ValueError: if it is the state of another network.
         """
-        restore_state(checkpoint, self.network, self.ema_network, self.optimizer)
+        self.learner.restore(checkpoint)
         self.images_seen = checkpoint.images_seen
 
 

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from unstir.speedups import is_on
 
 
 def ema_decay(batch: int, images_seen: int, *, half_life_images: float, warmup: float) -> float:
@@ -30,6 +33,9 @@ def ema_decay(batch: int, images_seen: int, *, half_life_images: float, warmup: 
 def ema_update(average: Sequence[Tensor], weights: Sequence[Tensor], decay: float) -> None:
     """Move the average towards the weights, in place: average = decay average + (1 - decay) weights."""
     with torch.no_grad():
+        if is_on("joined_average"):
+            get_ema_multi_avg_fn(decay)(tuple(average), tuple(weights), 0)
+            return
         for own, weight in zip(average, weights, strict=True):
             own.lerp_(weight, 1 - decay)
 

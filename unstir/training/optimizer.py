@@ -13,6 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from unstir.speedups import is_on
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -113,7 +115,8 @@ def make_optimizer(network: nn.Module, config: OptimizerConfig) -> Optimizers:
     rate = config.learning_rate
     members: list[torch.optim.Optimizer] = []
     if groups:
-        members.append(torch.optim.AdamW(groups, lr=rate, betas=config.betas, eps=1e-8, fused=True))
+        fused = is_on("fused_optimizer")
+        members.append(torch.optim.AdamW(groups, lr=rate, betas=config.betas, eps=1e-8, fused=fused))
     if hidden:
         decay = config.weight_decay
         members.append(torch.optim.Muon(hidden, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))

@@ -33,7 +33,7 @@ from unstir.config import from_dict, read_json_file, to_dict, write_text_file
 from unstir.data.folder import PictureSet, check_captions, find_pictures, summarize
 from unstir.data.transforms import MAX_BROKEN, load_buckets, load_pictures, to_unit
 from unstir.diffusion.noise import KeyedNoise
-from unstir.model import Model, ModelConfig, build, load_model, load_weights, network_of, save_model
+from unstir.model import Model, ModelConfig, build, load_model, load_weights, network_of, save_model, text_of
 from unstir.pipeline import locate_model
 from unstir.training.batches import CODEC, Captioned, read_all
 from unstir.training.checkpoint import load_latest, save_checkpoint
@@ -234,8 +234,12 @@ def execute(
     # Whatever can be refused is refused before anything is written.
     reader = _reader(directory, config, data)
     trainer = Trainer(_start(config, reader), data.train, config.training, device=device)
+    parts = ()
+    if config.training.micro_batch == "auto":  # from here on a number: whoever resumes must round as this run does
+        config = replace(config, training=replace(config.training, micro_batch=trainer.micro_batch))
+        parts = (f"{trainer.micro_batch} of {config.training.batch} pictures of a batch at once",)
     went = _go_back(directory, trainer)
-    for line in (f"recipe: {config.recipe}", *data.lines, f"run folder: {directory.resolve()}", *went):
+    for line in (f"recipe: {config.recipe}", *data.lines, *parts, f"run folder: {directory.resolve()}", *went):
         say(line)
     (directory / "previews").mkdir(parents=True, exist_ok=True)
     write_text_file(directory / "tokenizer.json", reader.tokenizer.to_str())
@@ -415,7 +419,7 @@ def is_due(before: int, seen: int, every: int) -> bool:
 
 
 def _reader(directory: Path, config: RunConfig, data: RunData) -> WordReader:
-    text = config.model.network.text
+    text = text_of(config.model)
     path = directory / "tokenizer.json"
     if path.exists():
         return WordReader(Tokenizer.from_file(str(path)), text.max_tokens)

@@ -6,29 +6,32 @@ Does not know: run folders, progress bars, previews: these are hooks.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 from typing import Annotated, Any, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from unstir.condition import Condition
 from unstir.conditioning.captions import Wording
 from unstir.config import registered
-from unstir.device import autocast, resolve_device, resolve_precision
+from unstir.device import resolve_device, resolve_precision
 from unstir.diffusion.denoiser import NetworkDenoiser
 from unstir.diffusion.objective import DISTANCES, WEIGHTS, Hybrid, Loss, Offset, Simple, VariationalBound
 from unstir.diffusion.times import EndTime, LogitNormalTimes, LogNormalTimes, LogSNRTimes, Times, UniformTimes
 from unstir.model import Model
 from unstir.training.batches import CODEC, OBJECTIVE, Captioned, batch_of
 from unstir.training.checkpoint import Checkpoint
-from unstir.training.ema import ema_decay, ema_update
-from unstir.training.optimizer import OptimizerConfig, Optimizers, learning_rate, make_optimizer
-from unstir.typing import integers
+from unstir.training.ema import ema_decay
+from unstir.training.memory import free_bytes, kept_bytes, most_that_fit
+from unstir.training.optimizer import OptimizerConfig, learning_rate
+from unstir.training.step import Learner, Moved, NotFiniteError
+from unstir.typing import Noise, Picture, integers
 
 TIMES: dict[str, type[Times]] = {
     "uniform": UniformTimes,
@@ -70,6 +73,8 @@ class TrainingConfig:
     Args:
         images: pictures to see in all.
         batch: pictures a step.
+        micro_batch: pictures in memory at once; a batch of more is seen in parts whose gradients add up, which changes
+            nothing but rounding; None is all, auto as many as the memory takes.
         seed: decides order, wordings, noise and initial weights.
         precision: inside the network; "auto" is bf16 where it is native.
         objective: simple (the weighted error), bound (the likelihood's), or hybrid (simple for the mean, bound for a
@@ -89,6 +94,7 @@ class TrainingConfig:
 
     images: int = 200_000
     batch: int = 32
+    micro_batch: int | Literal["auto"] | None = None
     seed: int = 0
     precision: Literal["auto", "float32", "bf16"] = "auto"
     objective: Literal["simple", "bound", "hybrid"] = "simple"
@@ -105,6 +111,8 @@ class TrainingConfig:
         """Refuse a run without pictures."""
         if self.images < 1 or self.batch < 1:
             raise ValueError(f"images and batch must be at least 1, got {self.images} and {self.batch}")
+        if isinstance(self.micro_batch, int) and self.micro_batch < 1:
+            raise ValueError(f"micro_batch must be at least 1, null (all at once) or auto, got {self.micro_batch}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be a whole number from 0 to {2**32 - 1}, got {self.seed}")
         if not 0 <= self.offset_noise < math.inf:
@@ -124,25 +132,36 @@ def objective_of(config: TrainingConfig) -> Simple | VariationalBound | Hybrid |
     return Offset(objective=objective, strength=config.offset_noise) if config.offset_noise else objective
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Report:
-    """What one step did.
+    """What one step did; its numbers wait for the device only where they are asked for.
 
     Args:
         images_seen: pictures seen after it.
-        loss: mean over the batch.
-        x0_error: mean squared error on x0, mean over the batch.
-        gradient_norm: before clipping.
+        moved: losses of the batch and the norm of the gradient.
         learning_rate: of the step.
-        seconds: wall time of the step.
+        seconds: wall time of the step; on a GPU that of asking for it.
     """
 
     images_seen: int
-    loss: float
-    x0_error: float
-    gradient_norm: float
+    moved: Moved
     learning_rate: float
     seconds: float
+
+    @property
+    def loss(self) -> float:
+        """Mean over the batch."""
+        return self.moved.loss.per_sample.mean().item()
+
+    @property
+    def x0_error(self) -> float:
+        """Mean squared error on x0, mean over the batch."""
+        return self.moved.loss.parts["x0_error"].mean().item()
+
+    @property
+    def gradient_norm(self) -> float:
+        """Before clipping."""
+        return self.moved.norm.item()
 
 
 class Trainer:
@@ -162,11 +181,22 @@ class Trainer:
         self.model, self.data, self.config = model, data, config
         self.device = resolve_device(device)
         self.precision: Literal["float32", "bf16"] = resolve_precision(config.precision, self.device)
-        self.network = cast(nn.Module, model.denoiser.network).to(self.device).requires_grad_(True)
-        self.ema_network: Any = copy.deepcopy(self.network).requires_grad_(False)
-        self.optimizer = make_optimizer(self.network, config.optimizer)
+        network = cast(nn.Module, model.denoiser.network)
+        self.learner = Learner(network, config.optimizer, device=self.device, precision=self.precision)
         self.objective = objective_of(config)
         self.images_seen = 0
+        self.micro_batch: int | None = None
+        self.micro_batch = micro_batch_of(self) if config.micro_batch == "auto" else config.micro_batch
+
+    @property
+    def network(self) -> nn.Module:
+        """Whose weights learn."""
+        return self.learner.network
+
+    @property
+    def ema_network(self) -> Any:
+        """The network with the averaged weights."""
+        return self.learner.average
 
     @property
     def ema_model(self) -> Model:
@@ -184,55 +214,44 @@ class Trainer:
         """See one more batch.
 
         Raises:
-            ArithmeticError: if the loss or its gradient is not finite; nothing was changed then.
+            ArithmeticError: if the loss or its gradient is not finite; on a CPU nothing was changed then, elsewhere it
+                is the step before that was.
         """
         started = time.perf_counter()
         config = self.config
         count = min(config.batch, config.images - self.images_seen)
+        losses = self.losses(count)
+        rate = learning_rate(config.optimizer, self.images_seen, config.images)
+        seen, ema = self.images_seen + count, config.ema
+        decay = ema_decay(count, seen, half_life_images=ema.half_life_images, warmup=ema.warmup)
+        try:
+            moved = self.learner.step(losses, count, rate=rate, decay=decay)
+        except NotFiniteError as error:
+            raise ArithmeticError(self._diagnosis(error.moved)) from None
+        self.images_seen = seen
+        return Report(images_seen=seen, moved=moved, learning_rate=rate, seconds=time.perf_counter() - started)
+
+    def losses(self, count: int) -> list[Callable[[], Loss]]:
+        """The losses of the next ``count`` pictures, computed when they are called: one for each part of the batch."""
         parts = batch_of(
             self.data,
             self.model.reader,
-            config.wording,
-            seed=config.seed,
+            self.config.wording,
+            seed=self.config.seed,
             start=self.images_seen,
             count=count,
             drop=self.model.config.condition_drop,
         )
-        self.network.train()
-        losses: list[Loss] = []
-        for pictures, condition, noise in parts:  # pictures of one shape each; their gradients add up
-            pictures, condition = pictures.to(self.device), condition.map(lambda tensor: tensor.to(self.device))
-            latents = self.model.config.codec.encode(pictures, noise.at(CODEC))
-            with autocast(self.device, self.precision):
-                loss = self.objective(self.model.denoiser, latents, condition, noise.at(OBJECTIVE))
-            (loss.per_sample.sum() / count).backward()
-            losses.append(loss)
-        per_sample = torch.cat([loss.per_sample.detach() for loss in losses])
-        weights = [weight for weight in self.network.parameters() if weight.requires_grad]
-        norm = nn.utils.clip_grad_norm_(weights, config.optimizer.clip_norm)
-        if not bool(torch.isfinite(per_sample).all()) or not bool(torch.isfinite(norm)):
-            self.optimizer.zero_grad()
-            raise ArithmeticError(
-                self._diagnosis(per_sample, torch.cat([one.parts["log_snr"] for one in losses]), norm)
-            )
-        rate = learning_rate(config.optimizer, self.images_seen, config.images)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.images_seen += count
-        decay = ema_decay(
-            count, self.images_seen, half_life_images=config.ema.half_life_images, warmup=config.ema.warmup
-        )
-        ema_update(list(self.ema_network.parameters()), list(self.network.parameters()), decay)
-        return Report(
-            images_seen=self.images_seen,
-            loss=per_sample.mean().item(),
-            x0_error=torch.cat([loss.parts["x0_error"] for loss in losses]).mean().item(),
-            gradient_norm=norm.item(),
-            learning_rate=rate,
-            seconds=time.perf_counter() - started,
-        )
+        return [
+            partial(self._loss, pictures[rows], condition.rows(rows), noise.rows(rows))
+            for pictures, condition, noise in parts  # pictures of one shape each
+            for rows in slices(len(pictures), self.micro_batch)
+        ]
+
+    def _loss(self, pictures: Picture, condition: Condition, noise: Noise) -> Loss:
+        pictures, condition = pictures.to(self.device), condition.map(lambda tensor: tensor.to(self.device))
+        latents = self.model.config.codec.encode(pictures, noise.at(CODEC))
+        return self.objective(self.model.denoiser, latents, condition, noise.at(OBJECTIVE))
 
     def run(
         self, hooks: Sequence[Callable[[Trainer, Report], None]], *, should_stop: Callable[[], bool] = lambda: False
@@ -263,7 +282,7 @@ class Trainer:
 
     def checkpoint(self) -> Checkpoint:
         """The state, to be saved."""
-        return state_of(self.network, self.ema_network, self.optimizer, self.images_seen)
+        return self.learner.state(self.images_seen)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a saved state, exactly.
@@ -271,39 +290,37 @@ class Trainer:
         Raises:
             ValueError: if it is the state of another network.
         """
-        restore_state(checkpoint, self.network, self.ema_network, self.optimizer)
+        self.learner.restore(checkpoint)
         self.images_seen = checkpoint.images_seen
 
-    def _diagnosis(self, losses: Tensor, log_snr: Tensor, norm: Tensor) -> str:
-        bad = integers((~torch.isfinite(losses)).nonzero().flatten())
+    def _diagnosis(self, moved: Moved) -> str:
+        bad = integers((~torch.isfinite(moved.loss.per_sample)).nonzero().flatten())
+        log_snr = moved.loss.parts["log_snr"]
         where = f"the loss at log-SNR {log_snr[bad[0]].item():.2f}" if bad else "the gradient"
         names = [name for name, weight in self.network.named_parameters() if not bool(torch.isfinite(weight).all())]
         culprit = f"; weights that are not finite: {names[0]}" if names else ""
         return (
-            f"{where} is not finite after {self.images_seen} pictures (gradient norm {norm.item():.3g}){culprit}; "
-            "the last checkpoint is untouched: resume with a lower --training.optimizer.learning_rate or in float32"
+            f"{where} is not finite after {self.images_seen} pictures (gradient norm {moved.norm.item():.3g}){culprit};"
+            " the last checkpoint is untouched: resume with a lower --training.optimizer.learning_rate or in float32"
         )
 
 
-def state_of(network: nn.Module, ema_network: nn.Module, optimizer: Optimizers, images_seen: int) -> Checkpoint:
-    """What a training goes on from, exactly: weights, their average, and what the optimizer remembers of them."""
-    tensors = {
-        "network": network.state_dict(),
-        "ema": ema_network.state_dict(),
-        "optimizer": optimizer.moments(network),
-    }
-    return Checkpoint(images_seen=images_seen, tensors=tensors, values={})
-
-
-def restore_state(checkpoint: Checkpoint, network: nn.Module, ema_network: nn.Module, optimizer: Optimizers) -> None:
-    """Fill networks and optimizer with what ``state_of`` told.
+def micro_batch_of(trainer: Trainer) -> int:
+    """How many pictures of a batch the free memory takes at once, by what the first one and the first two keep.
 
     Raises:
-        ValueError: if it is the state of another network.
+        MemoryError: if it does not take one.
     """
-    try:
-        network.load_state_dict(checkpoint.tensors["network"])
-        ema_network.load_state_dict(checkpoint.tensors["ema"])
-    except (RuntimeError, KeyError) as error:
-        raise ValueError(f"the checkpoint is of another network: {str(error).splitlines()[0]}") from None
-    optimizer.load_moments(network, checkpoint.tensors["optimizer"])
+    one, two = (
+        sum(kept_bytes(loss, trainer.device, trainer.precision) for loss in trainer.losses(count)) for count in (1, 2)
+    )
+    weights = sum(4 * weight.numel() for weight in trainer.network.parameters())
+    fixed = max(2 * one - two, 0) + 3 * weights  # the gradient and two moments are not there yet
+    return most_that_fit(trainer.config.batch, free_bytes(trainer.device), fixed=fixed, each=max(two - one, 1))
+
+
+def slices(count: int, most: int | None) -> list[slice]:
+    """Rows 0 to ``count`` in as few consecutive parts as hold at most ``most`` each, all nearly as long."""
+    parts = 1 if most is None else -(-count // most)
+    ends = [count * part // parts for part in range(parts + 1)]
+    return [slice(start, end) for start, end in pairwise(ends)]
