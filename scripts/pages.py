@@ -25,6 +25,12 @@ def unstir(*arguments: object) -> dict[str, Any]:
     return json.loads(said.getvalue())
 
 
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table in Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
 def fill(page: Path, begin: str, end: str, lines: Sequence[str]) -> None:
     """Put lines between two markers of a page; what is outside of them is kept."""
     text = page.read_text("utf-8")

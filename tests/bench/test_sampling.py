@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from unstir.bench import sampling as module
+from unstir.bench.exact import linear
 from unstir.bench.sampling import (
     OVERHEAD_COLUMNS,
     PEERS,
@@ -23,8 +25,11 @@ from unstir.bench.sampling import (
     take_turns,
 )
 from unstir.condition import Condition
-from unstir.diffusion.samplers import SAMPLERS
-from unstir.nn.unet import UNetConfig
+from unstir.diffusion.noise import KeyedNoise
+from unstir.diffusion.process import Estimate
+from unstir.diffusion.samplers import DDIM, SAMPLERS, sample
+from unstir.diffusion.schedule import Level
+from unstir.pipeline import load
 
 # diffusers hands torch tensors to numpy in ways that newer numpy deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -35,20 +40,13 @@ def silent(stage: str, done: int, total: int) -> None:
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
-    """A network of a few thousand weights, and a built-in model that draws nothing."""
-    asked: list[dict] = []
-    settings = SimpleNamespace(sampler="dpm++2m", steps=12, guidance_scale=2.0)
-
-    def draw(prompts: list[str], **given: object) -> None:
-        asked.append({"prompts": prompts, **given})
-
-    pipe = SimpleNamespace(sample=draw, model=SimpleNamespace(config=SimpleNamespace(sampling=settings)))
-    monkeypatch.setattr(module, "load", lambda name: pipe)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network of a few thousand weights."""
     monkeypatch.setattr(
-        module, "UNetConfig", lambda: UNetConfig(width=32, multipliers=(1,), blocks=1, attention=(), heads=1)
+        module,
+        "_SMALL",
+        replace(module._SMALL, width=64, multipliers=(1,), blocks=1, attention=()),  # pyright: ignore
     )
-    return asked
 
 
 def test_the_network_says_the_same_and_counts() -> None:
@@ -79,7 +77,7 @@ def test_every_sampler_beside_its_peer() -> None:
     json.dumps(rows, allow_nan=False)
 
 
-def test_without_diffusers_ours_are_timed_alone(monkeypatch: pytest.MonkeyPatch, small: list[dict]) -> None:
+def test_without_diffusers_ours_are_timed_alone(monkeypatch: pytest.MonkeyPatch, small: None) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
     rows = overhead(steps=2, repeats=1, advance=silent)
     assert all(row["ours"] > 0 and row["theirs"] is row["ratio"] is row["theirs_calls"] is None for row in rows)
@@ -148,15 +146,49 @@ def test_medians_leave_the_first_round_out(monkeypatch: pytest.MonkeyPatch) -> N
     assert (taken["m", "a"].grid, taken["m", "a"].walk) == (3, 20)
 
 
-def test_pictures_are_drawn_by_the_network_and_the_built_in_model(small: list[dict]) -> None:
+@pytest.mark.parametrize("native", [True, False])
+def test_pictures_are_drawn_beside_the_pipeline_and_the_scheduler(
+    small: None, monkeypatch: pytest.MonkeyPatch, native: bool
+) -> None:
     pytest.importorskip("diffusers")
+    monkeypatch.setattr("unstir.device.has_native_bf16", lambda device: native)
     rows = pictures(count=2, steps=2, repeats=1, advance=silent)
-    assert [row["theirs"] is None for row in rows] == [False, True]
-    assert rows[0]["ratio"] == pytest.approx(rows[0]["theirs"] / rows[0]["ours"])
-    assert "2 pictures of 32x32" in rows[0]["what"]
-    assert "dpm++2m, 12 steps, guidance 2" in rows[1]["what"]
-    assert small == [{"prompts": ["a red heart"] * 2, "seed": 0, "batch": 2}] * 2
+    assert [row["what"].rpartition("; ")[2] for row in rows] == [
+        "diffusers' DDIMPipeline as it comes, in float32",
+        *(["diffusers' DDIMPipeline under bf16 autocast"] if native else []),
+        "DDIMScheduler, 2 steps, around its network in float32",
+    ]
+    for row in rows:
+        assert row["ratio"] == pytest.approx(row["theirs"] / row["ours"])
     assert all(len(line) == len(PICTURE_COLUMNS) for line in picture_cells(rows))
+
+
+def test_the_scheduler_around_the_built_in_network_walks_as_our_ddim_does() -> None:
+    """So that its seconds are those of the same pictures: the same levels, from the same noise."""
+    pytest.importorskip("diffusers")
+    pipe = load("builtin")
+    model, steps = pipe.model, 5
+    seen: list[torch.Tensor] = []
+    handle = model.denoiser.network.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    try:
+        module._their_guided(pipe, 1, steps)()()  # pyright: ignore[reportPrivateUsage]
+    finally:
+        handle.remove()
+    null, told = seen[-1].chunk(2)
+    words, _ = model.reader.read([module.PROMPT])
+    ask = model.denoiser.given(words.null().cat(words))
+
+    def denoise(x_t: torch.Tensor, level: Level, previous: Estimate | None = None) -> Estimate:
+        one, other = ask(torch.cat([x_t, x_t]), level).x0.chunk(2)
+        return Estimate(x0=one + 2 * (other - one))
+
+    chain = linear().at(torch.arange(1000, 0, -200, dtype=torch.float64) / 1000)
+    times = (*model.config.schedule.time_of(chain.log_snr).tolist(), 0.0)
+    start = model.config.schedule.at(torch.tensor(times[0], dtype=torch.float64)).alpha / chain.alpha[0]
+    noise = KeyedNoise.from_seeds([0])
+    x = noise.normal(torch.zeros(1, 3, 64, 64)) * start
+    *_, last = sample(DDIM(), denoise, model.process, x, times, noise)
+    torch.testing.assert_close(null + 2 * (told - null), last.x, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["count", "steps", "repeats"])

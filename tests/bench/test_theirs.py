@@ -1,8 +1,9 @@
-"""Schedulers of diffusers as contenders: every grid that they take, from our start, and on our levels."""
+"""Schedulers of diffusers as contenders: every grid that they take, from our start, and on our levels; their U-Net."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,10 +11,14 @@ import torch
 from unstir.bench import theirs
 from unstir.bench.contender import Contender, calls_of, measure
 from unstir.bench.exact import Problem, linear, pose
+from unstir.condition import Condition
 from unstir.diffusion.noise import KeyedNoise
 from unstir.diffusion.process import GaussianProcess
 from unstir.diffusion.samplers import SAMPLERS, sample
 from unstir.diffusion.spacing import Spacing, trailing, uniform_log_snr
+from unstir.nn.layers import BlockStyle
+from unstir.nn.text import TextConfig
+from unstir.nn.unet import UNet, UNetConfig
 
 pytest.importorskip("diffusers")
 
@@ -101,3 +106,63 @@ def test_without_diffusers_there_is_no_version(monkeypatch: pytest.MonkeyPatch) 
     assert theirs.version()
     monkeypatch.setitem(sys.modules, "diffusers", None)
     assert theirs.version() is None
+
+
+SHIFTED = BlockStyle(modulation="shift", dropout=0.1, epsilon=1e-6)
+DDPM = UNetConfig(
+    width=64,
+    multipliers=(1, 2),
+    attention=(1,),
+    heads=1,
+    style=SHIFTED,
+    has_normed_queries=False,
+    pads_evenly=False,
+    text=None,
+)
+
+
+@pytest.mark.parametrize("multipliers", [(1, 2), (1, 1, 1)])
+def test_with_their_weights_our_u_net_says_the_same(multipliers: tuple[int, ...]) -> None:
+    """At whole timesteps; theirs start at random weights throughout, the last convolution included."""
+    config = replace(DDPM, multipliers=multipliers, blocks=len(multipliers) - 1)
+    torch.manual_seed(0)
+    their, own = theirs.their_unet(config).eval(), UNet(config).eval()
+    theirs.copy_weights(their, own)
+    x, t = torch.randn(3, 3, 8, 8), torch.tensor([0, 3, 777])
+    with torch.no_grad():
+        expected = their(x, t).sample
+        found = own(x, t.float(), Condition(seeds=t))
+    assert expected.abs().max() > 0.1
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+def test_their_u_net_of_ddpm_has_as_many_weights() -> None:
+    config = replace(DDPM, width=128, multipliers=(1, 2, 2, 2))
+    with torch.device("meta"):
+        counts = [sum(w.numel() for w in make(config).parameters()) for make in (theirs.their_unet, UNet)]
+    assert counts == [35_746_307] * 2
+
+
+@pytest.mark.parametrize("change", [{"attention": ()}, {"multipliers": (1, 3)}], ids=str)
+def test_weights_of_another_shape_are_not_copied(change: dict) -> None:
+    with torch.device("meta"):
+        their, own = theirs.their_unet(DDPM), UNet(replace(DDPM, **change))
+    with pytest.raises(ValueError, match="not of one configuration"):
+        theirs.copy_weights(their, own)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("text", TextConfig()),
+        ("style", BlockStyle()),
+        ("heads", 2),
+        ("has_normed_queries", True),
+        ("pads_evenly", True),
+        ("width", 32),
+    ],
+    ids=str,
+)
+def test_a_u_net_that_they_have_not_is_refused(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match="modulation" if name == "style" else name):
+        theirs.their_unet(replace(DDPM, **{name: value}))

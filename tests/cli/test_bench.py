@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
-from unstir.bench import sampling
+from unstir.bench import sampling, training
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -128,3 +129,83 @@ def test_without_matplotlib_it_is_said_before_the_work(call: Call, monkeypatch: 
     status, out, err = call("bench", "solvers", *SMALL, "--plot", "p.png")
     assert (status, out) == (1, "")
     assert "unstir[reproduce]" in err
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """Training that is not done."""
+    asked: list[dict] = []
+    entry = {"side": "unstir", "role": "ours", "weights": 7_000_000, "gflop": 3.0, "step": lambda: None}
+    shared = training.Conditions(batch=16, repeats=1, device=torch.device("cpu"), precision="bf16")
+
+    def bench_training(*, advance: Callable[[str, int, int], None], **given: object) -> training.Result:
+        asked.append(given)
+        advance("small U-Net", 1, 2)
+        entries = [training.Entry(**entry, how="bf16"), training.Entry(**{**entry, "role": "compiled"}, how="compiled")]
+        timed = [training.Timed(rounds=(0.5,)), training.Timed(warm=20.5, rounds=(0.25,))]
+        rows = [{"model": "small", "title": "small U-Net", **row} for row in training.rows_of(entries, timed, 16)]
+        rows = [{**row, "share_of_peak": 0.25} for row in rows]
+        return training.Result(rows=rows, peaks={"float32": 100.0, "bf16": 400.0}, conditions=shared, has_peers=False)
+
+    monkeypatch.setattr(training, "bench_training", bench_training)
+    return asked
+
+
+def test_training_is_one_object_for_programs(call: Call, trained: list[dict]) -> None:
+    status, out, err = call("bench", "train", "--json", "--quick", "--compiled", "--levers", "--device", "cpu")
+    assert status == 0
+    assert err.count("pip install diffusers") == 1
+    assert "small U-Net: 1/2" in err
+    result = json.loads(out)
+    assert list(result) == [
+        *("rows", "columns", "tables", "notes", "peaks", "device", "precision", "batch", "repeats"),
+        *("machine", "seconds"),
+    ]
+    assert list(result["tables"]) == ["small U-Net"]
+    assert [row["ms_per_step"] for row in result["rows"]] == [500, 250]
+    assert trained == [
+        {
+            "models": ["small"],
+            "batch": 16,
+            "repeats": 2,
+            "device": "cpu",
+            "is_compiled": True,
+            "has_levers": True,
+        }
+    ]
+
+
+def test_training_is_a_table_a_model_for_people(call: Call, trained: list[dict]) -> None:
+    status, out, _ = call("bench", "train", "--models", "dit, small", "--batch", 4, "--repeats", 3)
+    assert status == 0
+    lines = out.splitlines()
+    assert lines[0] == "small U-Net: a training step of 16 pictures of 32x32 on cpu"
+    assert lines[2].split() == ["unstir:", "bf16", "7.0", "500.0", "32.0", "3.00", "96", "25%", "-", "-", "1.00"]
+    assert lines[3].split()[-1] == "2.00"
+    assert "small U-Net: compiled in 20 s" in lines
+    assert any("400 GFLOP/s in bf16" in line for line in lines)
+    assert lines[-1].endswith(" s")
+    assert [trained[0][name] for name in ("models", "batch", "repeats")] == [["dit", "small"], 4, 3]
+    call("bench", "train")
+    assert [trained[1][name] for name in ("models", "batch", "repeats")] == [list(training.SUBJECTS), 16, 5]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--models", "smal"], "did you mean small"),
+        (["--models", "cats"], "there are ddpm, small, dit"),
+        (["--models", ","], "give a model to train"),
+        (["--batch", "0"], "batch must be whole numbers of at least 1, got 0"),
+        (["--repeats", "-1"], "repeats"),
+        (["--repeats", "1.5"], "--repeats"),
+        (["--device", "abacus"], "no device 'abacus'"),
+    ],
+    ids=" ".join,
+)
+def test_bad_input_of_training_is_one_sentence(call: Call, arguments: list[str], words: str) -> None:
+    status, out, err = call("bench", "train", *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("unstir: ")
+    assert err.count("\n") == 1
+    assert words in err.lower()

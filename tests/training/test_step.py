@@ -76,3 +76,12 @@ def test_a_speed_up_moves_the_weights_as_without_it(name: str) -> None:
     assert not torch.equal(fast.network.weight, fast.average.weight)
     torch.testing.assert_close(fast.network.weight, slow.network.weight, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(fast.average.weight, slow.average.weight, rtol=1e-6, atol=1e-7)
+
+
+def test_products_are_routed_on_the_way_back_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unstir.device.routing_pays", lambda: True)
+    one, seen = learner(), []
+    one.network.weight.register_hook(lambda gradient: seen.append(torch.backends.mkldnn.matmul.fp32_precision))
+    one.step([lambda: loss_of(one.network, X)], 6, rate=0.1, decay=0.5)
+    assert seen == ["bf16"]
+    assert torch.backends.mkldnn.matmul.fp32_precision == "none"

@@ -14,24 +14,25 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from unstir.bench import theirs
 from unstir.bench.exact import linear, require_whole
+from unstir.bench.training import ddpm
 from unstir.condition import Condition
-from unstir.device import one_thread
+from unstir.device import autocast, one_thread, resolve_precision
 from unstir.diffusion.denoiser import NetworkDenoiser
 from unstir.diffusion.noise import KeyedNoise
 from unstir.diffusion.parameterization import PredictNoise
 from unstir.diffusion.process import GaussianProcess
 from unstir.diffusion.samplers import SAMPLERS, Sampler, sample
 from unstir.diffusion.spacing import trailing
-from unstir.nn.unet import UNet, UNetConfig
-from unstir.pipeline import load
-from unstir.typing import X
+from unstir.nn.unet import UNet
+from unstir.pipeline import Pipeline, load
+from unstir.typing import X, floats
 
 Advance = Callable[[str, int, int], None]
 """(stage of the work, steps done, steps in all): called often."""
@@ -217,10 +218,12 @@ def _ratio(their: float | None, own: float | None) -> float | None:
 def pictures(
     *, count: int = SHAPE[0], steps: int = STEPS, repeats: int = PICTURE_REPEATS, advance: Advance
 ) -> list[dict[str, Any]]:
-    """Seconds to draw a batch of pictures; all threads that torch takes by itself, float32.
+    """Seconds to draw a batch of pictures; all threads that torch takes by itself.
 
-    First a small U-Net of fresh weights (6 million, 32x32) by DDIM: our loop, and diffusers' DDIMScheduler around the
-    same network. Then the built-in model with its own settings, as ``unstir sample`` draws.
+    First a small U-Net (6.5 million weights, 32x32, the same weights on both sides) by DDIM: our loop in the precision
+    that "auto" is here, beside diffusers' DDIMPipeline as it comes, in float32, and under bf16 autocast where that is
+    native. Then the built-in model as ``unstir sample`` draws, beside the same network driven by diffusers'
+    DDIMScheduler in ``steps`` steps, in float32, both beliefs of guidance in one call.
 
     Args:
         count: pictures of a batch.
@@ -233,43 +236,93 @@ def pictures(
     """
     for what, number in (("pictures", count), ("steps", steps), ("repeats", repeats)):
         require_whole(what, [number], 1)
+    pipe = load("builtin")
+    precision = resolve_precision("auto", _CPU)
+    defaults = pipe.model.config.sampling
+    unet = f"{count} pictures of 32x32, U-Net of 6.5 million weights, DDIM, {steps} steps; diffusers' DDIMPipeline"
+    builtin = f"{count} pictures of the built-in model, {defaults.steps} steps, guidance {defaults.guidance_scale:g}"
+    rows = [(f"{unet} as it comes, in float32", "U-Net", "float32")]
+    runs: dict[tuple[str, str], Run] = {("U-Net", "ours"): _our_pictures(count, steps, precision)}
+    runs["built-in", "ours"] = lambda: lambda: pipe.sample([PROMPT] * count, seed=0, batch=count)
+    if theirs.version() is not None:
+        runs["U-Net", "float32"] = _their_pictures(count, steps, "float32")
+        runs["built-in", "float32"] = _their_guided(pipe, count, steps)
+        if precision == "bf16":
+            runs["U-Net", "bf16"] = _their_pictures(count, steps, "bf16")
+            rows.append((f"{unet} under bf16 autocast", "U-Net", "bf16"))
+    rows.append((f"{builtin}; DDIMScheduler, {steps} steps, around its network in float32", "built-in", "float32"))
+    taken = take_turns(runs, repeats, lambda done, total: advance("pictures", done, total))
+    found: list[dict[str, Any]] = []
+    for what, subject, number in rows:
+        their = taken.get((subject, number))
+        own, walked = taken[subject, "ours"].walk, None if their is None else their.walk
+        found.append({"what": what, "ours": own, "theirs": walked, "ratio": _ratio(walked, own)})
+    return found
+
+
+_CPU = torch.device("cpu")
+_SMALL = ddpm(64, (1, 2, 2))
+
+
+def _their_network() -> Any:
     torch.manual_seed(0)
-    network = UNet(UNetConfig()).eval()
+    network = theirs.their_unet(_SMALL).eval()
+    network.register_to_config(sample_size=SHAPE[-1])
+    return network
+
+
+def _our_pictures(count: int, steps: int, precision: Literal["float32", "bf16"]) -> Run:
+    network = UNet(_SMALL).eval().requires_grad_(False)
+    if theirs.version() is not None:
+        theirs.copy_weights(_their_network(), network)
     x = KeyedNoise.from_seeds(range(count)).normal(torch.zeros(count, *SHAPE[1:]))
-    words = torch.zeros(count, 4, dtype=torch.long)
-    with torch.no_grad():
-        condition = network.read(Condition(words=words, word_mask=torch.ones_like(words, dtype=torch.bool)))
+    run = our_run(SAMPLERS["ddim"](), network, Condition(kept=torch.ones(count, dtype=torch.bool)), x, steps)
+
+    def ready() -> Callable[[], object]:
+        walk = run()
+
+        def drawn() -> None:
+            with autocast(_CPU, precision):
+                walk()
+
+        return drawn
+
+    return ready
+
+
+def _their_pictures(count: int, steps: int, precision: Literal["float32", "bf16"]) -> Run:
+    """The whole pipeline of diffusers, as its documentation calls it."""
+    diffusers: Any = importlib.import_module("diffusers")
+    pipeline = diffusers.DDIMPipeline(unet=_their_network(), scheduler=diffusers.DDIMScheduler())
+    pipeline.set_progress_bar_config(disable=True)
+
+    def walk() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            pipeline(batch_size=count, num_inference_steps=steps, output_type="np")
+
+    return lambda: walk
+
+
+def _their_guided(pipe: Pipeline, count: int, steps: int) -> Run:
+    """The built-in network, driven by diffusers' scheduler on DDPM's chain: its sample, brought to our flow's scale."""
+    scheduler = importlib.import_module("diffusers").DDIMScheduler(
+        prediction_type="sample", timestep_spacing="trailing", clip_sample=False
+    )
+    model = pipe.model
+    scale, size, schedule = model.config.sampling.guidance_scale, model.config.size, model.config.schedule
+    words, _ = model.reader.read([PROMPT] * count)
+    both = model.denoiser.given(words.null().cat(words))
+    x = KeyedNoise.from_seeds(range(count)).normal(torch.zeros(count, 3, size, size))
+    chain = _CHAIN.at(torch.arange(1, 1001, dtype=torch.float64) / 1000)
+    level = schedule.at(schedule.time_of(chain.log_snr))
+    levels, factors = level.unbind(), floats(level.alpha / chain.alpha)
 
     def ask(x_t: X, t: Tensor) -> Tensor:
-        return network(x_t, t.expand(count).to(x_t) / 1000, condition)
+        flow = x_t * factors[int(t)]
+        null, told = both(torch.cat([flow, flow]), levels[int(t)]).x0.chunk(2)
+        return null + scale * (told - null)
 
-    runs: dict[tuple[str, str], Run] = {("U-Net", "ours"): our_run(SAMPLERS["ddim"](), network, condition, x, steps)}
-    if theirs.version() is not None:
-        runs["U-Net", "theirs"] = their_run(_scheduler(PEERS["DDIM"]), ask, x, steps)
-    pipe = load("builtin")
-    runs["built-in", "ours"] = lambda: lambda: pipe.sample([PROMPT] * count, seed=0, batch=count)
-    taken = take_turns(runs, repeats, lambda done, total: advance("pictures", done, total))
-    own, their = (taken[key].walk if key in runs else None for key in (("U-Net", side) for side in _SIDES))
-    defaults = pipe.model.config.sampling
-    return [
-        {
-            "what": f"{count} pictures of 32x32, U-Net of {_millions(network)} million weights, DDIM, {steps} steps",
-            "ours": own,
-            "theirs": their,
-            "ratio": _ratio(their, own),
-        },
-        {
-            "what": f"{count} pictures of the built-in model, {defaults.sampler}, {defaults.steps} steps, guidance "
-            f"{defaults.guidance_scale:g}",
-            "ours": taken["built-in", "ours"].walk,
-            "theirs": None,
-            "ratio": None,
-        },
-    ]
-
-
-def _millions(network: nn.Module) -> str:
-    return f"{sum(weight.numel() for weight in network.parameters()) / 1e6:.1f}"
+    return their_run(scheduler, ask, x, steps)
 
 
 def overhead_cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:

@@ -1,7 +1,7 @@
-"""Schedulers of diffusers as contenders: on their own grids, and on ours where they take one.
+"""What diffusers has beside ours: schedulers, on their own grids and on ours where they take one, and its U-Net.
 
-Knows: which schedulers and grids there are, how a scheduler is asked for each.
-Does not know: any problem, or how a scheduler is driven.
+Knows: which schedulers and grids there are, how a scheduler is asked for each; which U-Net of theirs is one of ours.
+Does not know: any problem, how a scheduler is driven, how a network is trained.
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ import importlib.metadata
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 from unstir.bench.contender import Contender, Group, Walk, calls_of
 from unstir.diffusion.denoiser import Denoiser
 from unstir.diffusion.noise import KeyedNoise
 from unstir.diffusion.schedule import Schedule, Tabulated
 from unstir.diffusion.spacing import Spacing
+from unstir.nn.layers import ResidualBlock, group_norm, level_widths
+from unstir.nn.unet import UNet, UNetConfig
 from unstir.typing import X, floats
 from unstir.verify.diffusers_adapter import Path, SchedulerTarget
 from unstir.verify.target import Promise, level_of
@@ -177,3 +180,110 @@ def timesteps_of(schedule: Schedule, times: Sequence[float]) -> list[int]:
     if len(set(steps)) < len(steps):
         raise ValueError(f"takes whole timesteps only, but two of {len(steps)} times share one")
     return steps
+
+
+def their_unet(config: UNetConfig) -> Any:
+    """The UNet2DModel of diffusers that has the layers of one of our U-Nets, at its own defaults otherwise.
+
+    Its sinusoids are set to come as sines, then cosines, and of the same frequencies as ours.
+
+    Args:
+        config: DDPM's kind of U-Net: told no words, shifted by the vector, one plain attention head, halved without
+            padding on all sides, and widths of 32 groups of two channels at least.
+
+    Raises:
+        ImportError: if diffusers is not installed.
+        ValueError: if the configuration is none that UNet2DModel has.
+    """
+    widths = level_widths(config.width, config.multipliers, config.blocks)
+    _require_theirs(config, widths)
+    kinds = ["Attn" if level in config.attention else "" for level in range(len(widths))]
+    return importlib.import_module("diffusers").UNet2DModel(
+        in_channels=config.channels,
+        out_channels=config.out_channels or config.channels,
+        down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
+        up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
+        block_out_channels=tuple(widths),
+        layers_per_block=config.blocks,
+        downsample_padding=0,
+        dropout=config.style.dropout,
+        norm_eps=config.style.epsilon,
+        attention_head_dim=None,  # one head of all channels
+        flip_sin_to_cos=False,
+        freq_shift=0,
+    )
+
+
+def _require_theirs(config: UNetConfig, widths: Sequence[int]) -> None:
+    wrong = {
+        "text": config.text is not None,
+        "modulation": config.style.modulation != "shift",
+        "heads": config.heads != 1,
+        "has_normed_queries": config.has_normed_queries,
+        "pads_evenly": config.pads_evenly,
+        "width": any(group_norm(width).num_groups != 32 for width in widths),
+    }
+    if any(wrong.values()):
+        raise ValueError(
+            f"diffusers' UNet2DModel differs from this U-Net in {', '.join(k for k, v in wrong.items() if v)}"
+        )
+
+
+def copy_weights(theirs: Any, ours: UNet) -> None:
+    """Fill our U-Net with the weights of the UNet2DModel that ``their_unet`` makes of its configuration.
+
+    Raises:
+        ValueError: if the two have not as many weights.
+    """
+    counts = [sum(weight.numel() for weight in network.parameters()) for network in (theirs, ours)]
+    if counts[0] != counts[1]:
+        raise ValueError(f"theirs has {counts[0]} weights and ours {counts[1]}: they are not of one configuration")
+    parts: list[Any] = [part for step in (*ours.down, ours.middle, *ours.up) for part in cast("Any", step).parts]
+    pairs: list[tuple[nn.Module, Any]] = [
+        (ours.first, theirs.conv_in),
+        (ours.vector.scalar[0], theirs.time_embedding.linear_1),
+        (ours.vector.scalar[2], theirs.time_embedding.linear_2),
+        (ours.last[0], theirs.conv_norm_out),
+        (ours.last[2], theirs.conv_out),
+    ]
+    for own, their in zip(parts, _their_parts(theirs), strict=True):
+        if hasattr(own, "cells"):
+            _copy_joint(their, own.cells.joint)
+        pairs += _pairs(own, their)
+    for own, their in pairs:
+        own.load_state_dict(their.state_dict())
+
+
+def _their_parts(theirs: Any) -> list[Any]:
+    """Blocks, attentions and resamplings of a UNet2DModel, in the order in which they run."""
+    found: list[Any] = []
+    for block in (*theirs.down_blocks, theirs.mid_block, *theirs.up_blocks):
+        attentions = list(getattr(block, "attentions", []))
+        for place, residual in enumerate(block.resnets):  # the middle has one attention for two of these
+            found += [residual, *attentions[place : place + 1]]
+        found += [*(getattr(block, "downsamplers", None) or []), *(getattr(block, "upsamplers", None) or [])]
+    return found
+
+
+def _pairs(own: Any, their: Any) -> list[tuple[nn.Module, Any]]:
+    """The layers of one of our parts, each with theirs."""
+    if isinstance(own, ResidualBlock):
+        pairs: list[tuple[nn.Module, Any]] = [
+            (own.first_norm, their.norm1),
+            (own.first, their.conv1),
+            (own.modulation, their.time_emb_proj),
+            (own.second_norm, their.norm2),
+            (own.second, their.conv2),
+        ]
+        return pairs if isinstance(own.shortcut, nn.Identity) else [*pairs, (own.shortcut, their.conv_shortcut)]
+    if hasattr(own, "cells"):
+        return [(own.cells_norm, their.group_norm), (own.cells.out, their.to_out[0])]
+    return [(own.conv, their.conv)]
+
+
+def _copy_joint(their: Any, joint: Any) -> None:
+    """Queries, keys and values, which our attention makes in one product."""
+    three = [their.to_q, their.to_k, their.to_v]
+    with torch.no_grad():
+        joint.weight.copy_(torch.cat([layer.weight for layer in three]))
+        joint.bias.copy_(torch.cat([layer.bias for layer in three]))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 bench_app = App(
     name="bench",
-    help="Measure solvers and sampling on this machine, beside diffusers. Example: unstir bench solvers --quick",
+    help="Measure solvers, sampling and training here, beside diffusers. Example: unstir bench solvers --quick",
     help_format="plaintext",
 )
 
@@ -146,6 +146,79 @@ def sample(
     print()
     _print_table(bench.PICTURE_COLUMNS, bench.picture_cells(pictures))
     print(f"{told(facts)}; {seconds} s")
+
+
+@bench_app.command
+def train(
+    *,
+    models: str | None = None,
+    batch: Whole | None = None,
+    repeats: Whole | None = None,
+    device: str = "auto",
+    compiled: Annotated[bool, Parameter(negative=())] = False,
+    levers: Annotated[bool, Parameter(negative=())] = False,
+    quick: Annotated[bool, Parameter(negative=())] = False,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """What a training step costs: our U-Nets beside diffusers', our DiT beside a plain one.
+
+    Example: unstir bench train --models small --levers
+
+    Parameters
+    ----------
+    models
+        What is trained, joined by commas: ddpm (DDPM's U-Net for CIFAR-10), small (a U-Net), dit (DiT-S/2); all
+        (with --quick: small).
+    batch
+        Pictures of 32x32 a step: 16.
+    repeats
+        Rounds in which every side has its turn; medians are told: 5 (with --quick: 2).
+    device
+        auto, cpu, cuda, ...
+    compiled
+        Measure our networks compiled too; compiling takes a minute or more each, which is told.
+    levers
+        Measure ours with each speed-up off too, one at a time.
+    quick
+        One model, few rounds.
+    json
+        Print one JSON object instead of text.
+    """
+    from unstir.bench import training as bench
+    from unstir.bench.machine import machine, told
+    from unstir.bench.theirs import MISSING
+
+    started = time.perf_counter()
+    with stage_progress() as advance:
+        result = bench.bench_training(
+            models=_names(models, bench.QUICK_MODELS if quick else tuple(bench.SUBJECTS)),
+            batch=bench.BATCH if batch is None else batch,
+            repeats=(bench.QUICK_REPEATS if quick else bench.REPEATS) if repeats is None else repeats,
+            device=device,
+            is_compiled=compiled,
+            has_levers=levers,
+            advance=advance,
+        )
+    if not result.has_peers:
+        say(MISSING)
+    seconds, facts = round(time.perf_counter() - started, 1), machine()
+    if json:
+        print_json({**bench.figures(result), "machine": facts, "seconds": seconds})
+        return
+    shared = result.conditions
+    for title, rows in bench.tables(result).items():
+        print(
+            f"{title}: a training step of {shared.batch} pictures of {bench.SIZE}x{bench.SIZE} on {shared.device.type}"
+        )
+        _print_table(bench.COLUMNS, rows)
+        print()
+    for line in bench.notes(result):
+        print(line)
+    print(f"{told(facts)}; {seconds} s")
+
+
+def _names(text: str | None, otherwise: Sequence[str]) -> list[str]:
+    return list(otherwise) if text is None else [name for part in text.split(",") if (name := part.strip())]
 
 
 def _numbers(what: str, text: str | None, otherwise: Sequence[int]) -> list[int]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +95,8 @@ class Learner(Generic[Net]):
         for part in losses:
             with autocast(self.device, self.precision):
                 loss = part()
-            (loss.per_sample.sum() / count).backward()
+            with self._backward():
+                (loss.per_sample.sum() / count).backward()
             seen.append(loss)
         weights = [weight for weight in self.network.parameters() if weight.requires_grad]
         norm = nn.utils.clip_grad_norm_(weights, self.config.clip_norm)
@@ -107,6 +109,10 @@ class Learner(Generic[Net]):
         self.optimizer.zero_grad()
         ema_update(list(self.average.parameters()), list(self.network.parameters()), decay)
         return moved
+
+    def _backward(self) -> AbstractContextManager[Any]:
+        """The context of a backward pass: that of the forward one but for bf16, whose products have said theirs."""
+        return nullcontext() if self.precision == "bf16" else autocast(self.device, self.precision)
 
     def require_finite(self) -> None:
         """See that the last step was one to go on from.
