@@ -15,6 +15,7 @@ from typing import Any
 from pages import fill, table, unstir
 
 from unstir.bench.machine import told
+from unstir.bench.solvers import STARTS
 
 SOLVERS, PLOT = Path("docs/solvers.md"), Path("docs/solvers.png")
 BEGIN, END = "<!-- figures: scripts/solvers_page.py -->", "<!-- end of figures -->"
@@ -24,8 +25,10 @@ def solvers(found: dict[str, Any]) -> list[str]:
     """The lines of docs/solvers.md that one run gives."""
     dimensions = ",".join(str(problem["dimension"]) for problem in found["problems"])
     calls = ",".join(str(number) for number in found["calls"])
+    starts = found["problems"][0]["starts"]
+    counted = "" if starts == STARTS else f" --starts {starts}"
     lines = [
-        f"`unstir bench solvers --dimensions {dimensions} --calls {calls}`: schedule {found['schedule']}, "
+        f"`unstir bench solvers --dimensions {dimensions} --calls {calls}{counted}`: schedule {found['schedule']}, "
         f"seed {found['seed']}, {found['seconds']:.0f} s on {told(found['machine'])}.",
         "",
         "Geometric means over the problems. *diffusers* is the best on each problem, *one scheduler* the single one "

@@ -185,8 +185,8 @@ class Pipeline:
         model: what draws.
         name: where it came from, for metadata.
         device: "auto", "cpu", "cuda", ...
-        precision: inside networks. "auto" is float32: pictures then depend on their neighbours in a batch by less than
-            1/255, which bf16 does not keep.
+        precision: inside networks. "auto" is bf16 on a CPU that multiplies it natively, where pictures do not depend on
+            their neighbours in a batch at all, and else float32, where they do by less than 1/255.
 
     Raises:
         ValueError: if the device or precision does not exist.
@@ -196,7 +196,9 @@ class Pipeline:
         self.model = model
         self.name = name
         self.device = resolve_device(device)
-        self.precision = resolve_precision("float32" if precision == "auto" else precision, self.device)
+        is_measured = self.device.type == "cpu"  # whether bf16 leaves neighbours alone; elsewhere nobody has looked yet
+        wanted = precision if is_measured or precision != "auto" else "float32"
+        self.precision = resolve_precision(wanted, self.device)
         model.denoiser.to(self.device)
         self._weak: dict[str, Model] = {}
         self._classifiers: dict[str, Classifier] = {}

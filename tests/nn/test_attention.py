@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unstir.nn.attention import CrossAttention, SelfAttention, attend
+from unstir.speedups import without
 
 
 def formula(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -99,3 +100,24 @@ def test_heads_must_divide_the_width(heads: int) -> None:
         SelfAttention(8, heads)
     with pytest.raises(ValueError, match=f"{heads} heads for width 8"):
         CrossAttention(8, 6, heads)
+
+
+def test_normed_queries_are_brought_back_to_the_format_of_the_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Norms answer in float32 under autocast; the plain product must not be lost for that."""
+
+    def refuse(*_: object, **__: object) -> Tensor:
+        raise AssertionError("a few keys of bf16 on a CPU take the plain product")
+
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", refuse)
+    attention, x = SelfAttention(8, 2), torch.randn(2, 6, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attention(x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["plain_attention"])
+def test_its_speed_up_changes_rounding_alone(name: str) -> None:
+    query, key, value = (tensor.bfloat16() for tensor in qkv(torch.Generator().manual_seed(1)))
+    fast = attend(query, key, value)
+    with without(name):
+        slow = attend(query, key, value)
+    torch.testing.assert_close(fast.float(), slow.float(), atol=0.03, rtol=0.03)

@@ -100,7 +100,7 @@ def evaluate(
     device
         auto, cpu, cuda, ...
     precision
-        auto (float32), float32 or bf16.
+        auto (bf16 on a CPU that multiplies it natively, else float32), float32 or bf16.
     json
         Print one JSON object instead of text.
     """

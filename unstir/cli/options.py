@@ -132,7 +132,7 @@ class Drawing:
     device
         auto, cpu, cuda, ...
     precision
-        auto (float32), float32 or bf16.
+        auto (bf16 on a CPU that multiplies it natively, else float32), float32 or bf16.
     metadata
         Whether PNGs carry their recipe.
     json

@@ -25,6 +25,8 @@ def attend(
 ) -> Float[Tensor, "b h n d"]:
     """softmax(query key^T / sqrt(d)) value, over the keys whose mask is True.
 
+    Computed in the format of the values: norms of queries and keys come in float32 where the rest is bf16.
+
     Args:
         query: what looks.
         key: what is looked at.
@@ -33,6 +35,7 @@ def attend(
 
     Source: Vaswani et al. 2017, arXiv:1706.03762, Eq. 1.
     """
+    query, key = query.to(value.dtype), key.to(value.dtype)
     bias = None if mask is None else torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
     bias = None if bias is None else bias[:, None, None, :]
     is_small = query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[-2] <= _MANUAL_TOKENS
