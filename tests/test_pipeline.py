@@ -52,7 +52,7 @@ def make(config: ModelConfig = CONFIG) -> Model:
 
 @pytest.fixture(scope="module")
 def pipe() -> Pipeline:
-    return Pipeline(make(), name="tiny", device="cpu")
+    return Pipeline(make(), name="tiny", device="cpu", precision="float32")
 
 
 def pixels(picture: Image.Image) -> numpy.ndarray:
@@ -348,6 +348,18 @@ def test_bf16_draws_nearly_the_same(pipe: Pipeline) -> None:
     assert not same(fine, coarse)
 
 
+@pytest.mark.skipif(not has_native_bf16(torch.device("cpu")), reason="this CPU multiplies no bf16 natively")
+@pytest.mark.parametrize("network", [NETWORK, UNetConfig(width=32, multipliers=(1, 2), attention=(1,), text=TEXT)])
+@pytest.mark.parametrize("batch", [2, 3, 5])
+def test_in_bf16_a_picture_is_the_same_to_the_bit_whatever_stands_beside_it(network: Any, batch: int) -> None:
+    """What lets "auto" be bf16 for drawing."""
+    pipe = Pipeline(make(replace(CONFIG, network=network)), device="cpu")
+    assert pipe.precision == "bf16"
+    apart = [pipe.sample(prompt, seed=10 + i)[0] for i, prompt in enumerate(PROMPTS)]
+    together = pipe.sample(PROMPTS, seed=10, batch=batch)
+    assert all(same(one, other) for one, other in zip(apart, together, strict=True))
+
+
 # --- nothing is changed, nothing is shared ---
 
 
@@ -637,7 +649,7 @@ def test_defaults_are_the_models_own() -> None:
     sampling = SamplingDefaults(
         sampler="ddim", steps=5, grid="uniform_log_snr", guidance_scale=3.0, guidance_interval=(-1.0, 2.0), eta=0.25
     )
-    pipe = Pipeline(make(replace(CONFIG, sampling=sampling)), device="cpu")
+    pipe = Pipeline(make(replace(CONFIG, sampling=sampling)), device="cpu", precision="float32")
     request = pipe.request("a cat", seed=1, steps=None)
     assert request == Request(
         prompt="a cat",
@@ -689,7 +701,7 @@ def test_models_are_found(pipe: Pipeline, tmp_path: Path) -> None:
     assert locate_model("builtin") == BUILTIN
     expected = pipe.sample("a cat", seed=0)[0]
     for name in (tmp_path / "run", str(tmp_path / "run" / "model")):
-        loaded = load(name, device="cpu")
+        loaded = load(name, device="cpu", precision="float32")
         assert loaded.name == str(name)
         assert same(loaded.sample("a cat", seed=0)[0], expected)
     with pytest.raises(FileNotFoundError, match="nowhere"):

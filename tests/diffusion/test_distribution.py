@@ -203,7 +203,7 @@ def test_kl_of_coins_by_enumeration(p: float, q: float) -> None:
     theirs = torch.distributions.kl_divergence(
         *(torch.distributions.Bernoulli(torch.tensor(value, dtype=torch.float64)) for value in (p, q))
     )
-    assert got == pytest.approx(expected, rel=1e-12, abs=1e-14)
+    assert got == pytest.approx(expected, rel=1e-11, abs=1e-14)  # 1 - q = 0.999999 knows q to 1e-10
     assert got == pytest.approx(theirs.item(), rel=1e-10, abs=1e-12)
     assert got >= -1e-15
 
