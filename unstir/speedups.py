@@ -18,7 +18,7 @@ SPEEDUPS: dict[str, str] = {
     "asked for by name (--precision bf16) it is on in any case",
     "plain_attention": "attention as two batched products where these beat the fused kernel: bf16 on a CPU",
     "routed_products": "float32 products through oneDNN where they are as exact there, and faster",
-    "dropout_masks": "masks of dropout hashed from a seed of each sample, four bytes at a time; off: torch's own, "
+    "dropout_masks": "masks of dropout hashed from a seed of each sample, two to a word; off: torch's own, "
     "which no seed of a sample decides",
     "fused_optimizer": "one kernel for all moments and weights of the optimizer",
     "joined_average": "the average of the weights moved by one call for all of them",

@@ -4,27 +4,30 @@ Knows: how a seed and a place in the network decide which numbers are left out.
 Does not know: where seeds come from, or what the numbers are.
 
 torch's own draws one number after the other from one stream: slow on a CPU, where it takes a tenth of a training step,
-and another mask for whoever shares a batch with other samples. Here every four numbers share one hashed word, on every
-device the same.
+and another mask for whoever shares a batch with other samples. Here every two numbers share one hashed word, the same
+on every device, and are kept or cleared by their bits.
 """
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int, Int16
 from torch import Tensor, nn
 
 from unstir.speedups import is_on
 
-_LEVELS = 256  # a byte decides
+_LEVELS = 2**15  # 15 bits decide; the sixteenth is the sign of what is left when the share is taken off
+_WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Dropout(nn.Module):
     """Leaves out a share of the numbers in training, and scales the others so that the mean stays.
 
     Args:
-        share: of what is left out; rounded to 1/256.
+        share: of what is left out; rounded to 1/32768.
         place: number of this layer in its network: each has masks of its own.
 
     Raises:
@@ -48,33 +51,52 @@ class Dropout(nn.Module):
             return F.dropout(x, self.share)
         if seeds is None:
             seeds = torch.randint(2**62, (len(x),), device=x.device)
-        scale = _LEVELS / (_LEVELS - self.left_out)
-        kept = mask(seeds, self.place, x[0].numel(), self.left_out)
-        return x * kept.reshape(x.shape).to(x.dtype).mul_(scale)
+        kept = mask(seeds, self.place, x[0].numel(), self.left_out).reshape(x.shape)
+        return cast(Tensor, _Kept.apply(x, kept.to(_WHOLE[x.itemsize]), _LEVELS / (_LEVELS - self.left_out)))
 
 
-def mask(seeds: Int[Tensor, "b"], place: int, count: int, left_out: int) -> Bool[Tensor, "b n"]:
-    """Which of ``count`` numbers of each sample are kept: each with probability 1 - left_out/256.
+class _Kept(torch.autograd.Function):
+    """The bits of x that a mask keeps, times a number."""
 
-    The bytes of word i are those of a 32-bit mix of i with two words of a 64-bit mix of seed and place.
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kept: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(kept)
+        ctx.scale = scale
+        return _cleared(x, kept, scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return _cleared(gradients[0], ctx.saved_tensors[0], ctx.scale), None, None
+
+
+def _cleared(x: Tensor, kept: Tensor, scale: float) -> Tensor:
+    return (x.view(kept.dtype) & kept).view(x.dtype).mul_(scale)
+
+
+def mask(seeds: Int[Tensor, "b"], place: int, count: int, left_out: int) -> Int16[Tensor, "b n"]:
+    """Which of ``count`` numbers of each sample are kept: -1 with probability 1 - left_out/32768, else 0.
+
+    The two halves of word i are those of a 32-bit mix of i with two words of a 64-bit mix of seed and place; their
+    lower 15 bits are compared.
 
     Args:
         seeds: one a sample.
         place: where in the network.
         count: numbers of a sample.
-        left_out: of 256.
+        left_out: of 32768.
 
     Source: the 32-bit mix is "lowbias32" (Wellons 2018, "Prospecting for hash functions"); the 64-bit one is
         splitmix64's (Steele et al. 2014, "Fast splittable pseudorandom number generators").
     """
     key = _mixed64(seeds + _signed(0x9E3779B97F4A7C15 * (place + 1), 64))
     low, high = (part.to(torch.int32)[:, None] for part in (_low(key), _low(key >> 32)))
-    words = torch.arange(-(-count // 4), dtype=torch.int32, device=seeds.device)[None].bitwise_xor(low)
+    words = torch.arange(-(-count // 2), dtype=torch.int32, device=seeds.device)[None].bitwise_xor(low)
     _mix(words, 16, 0x7FEB352D)
     words.add_(high)
     _mix(words, 15, 0x846CA68B)
-    words.bitwise_xor_((words >> 16).bitwise_and_(0xFFFF))
-    return words.view(torch.uint8)[:, :count] >= left_out
+    words.bitwise_xor_((words >> 16).bitwise_and_(0xFFFF)).bitwise_and_(0x7FFF7FFF)
+    halves = words.view(torch.int16)[:, :count]
+    return torch.sub(left_out - 1, halves).bitwise_right_shift_(15)
 
 
 def _mix(words: Int[Tensor, "b n"], shift: int, factor: int) -> None:

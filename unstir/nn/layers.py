@@ -35,7 +35,9 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """One pass."""
-        gate, up = self.joint(x).chunk(2, -1)
+        gate, up = (  # two products: the halves of one would lie apart in memory, on the way back too
+            F.linear(x, *half) for half in zip(self.joint.weight.chunk(2), self.joint.bias.chunk(2), strict=True)
+        )
         return self.out(F.silu(gate) * up)
 
 
