@@ -15,7 +15,7 @@ from unstir.nn import UNet, UNetConfig
 from unstir.nn.attention import CrossAttention, SelfAttention
 from unstir.nn.layers import BlockStyle, ResidualBlock
 from unstir.nn.text import TextConfig
-from unstir.nn.unet import _Told  # pyright: ignore[reportPrivateUsage]
+from unstir.nn.unet import _Told, doubled  # pyright: ignore[reportPrivateUsage]
 
 TEXT = TextConfig(vocabulary=20, max_tokens=6, width=8, depth=1, heads=2)
 TINY = UNetConfig(channels=2, width=8, multipliers=(1, 2, 3), blocks=1, attention=(1,), heads=2, text=TEXT)
@@ -105,6 +105,15 @@ def test_one_that_is_told_no_words_draws_and_refuses_them() -> None:
     assert network.read(nothing) is nothing
     with pytest.raises(ValueError, match="told no words"):
         network(x, scalar, WORDS)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 4, 6)])
+def test_every_pixel_is_four(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, requires_grad=True)
+    torch.testing.assert_close(doubled(x), F.interpolate(x, scale_factor=2.0, mode="nearest"), rtol=0, atol=0)
+    doubled(x).sum().backward()
+    assert x.grad is not None
+    assert (x.grad == 4).all()
 
 
 def test_uneven_padding_is_that_of_the_first_code() -> None:
