@@ -31,7 +31,7 @@ def begin(part: str) -> str:
 
 def training(quick: list[str]) -> list[str]:
     """The lines of what a training step costs."""
-    options = quick or ["--compiled", "--levers"]
+    options = quick or ["--levers"]
     found = unstir("bench", "train", *options)
     lines = [f"`{' '.join(['unstir bench train', *options])}`: {told(found['machine'])}; {found['seconds']:.0f} s."]
     for title, rows in found["tables"].items():

@@ -28,5 +28,5 @@ def test_unknown_names_are_refused_and_nothing_is_switched() -> None:
 
 
 def test_names_stand_between_commas() -> None:
-    assert named(" bf16, compiled ,") == ("bf16", "compiled")
+    assert named(" bf16, joined_average ,") == ("bf16", "joined_average")
     assert named("") == ()

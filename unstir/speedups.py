@@ -22,7 +22,6 @@ SPEEDUPS: dict[str, str] = {
     "which no seed of a sample decides",
     "fused_optimizer": "one kernel for all moments and weights of the optimizer",
     "joined_average": "the average of the weights moved by one call for all of them",
-    "compiled": "networks that gain by it go through torch.compile, where a run is long enough to pay for it",
 }
 """What each speed-up is, by its name."""
 

@@ -180,7 +180,7 @@ def test_speed_ups_are_off_where_a_row_says_so(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(module, "our_step", step)
     monkeypatch.setattr(device, "has_native_bf16", lambda place: True)
     shared = Conditions(batch=1, repeats=1, device=CPU, precision="bf16")
-    aside = {"compiled", "routed_products"}  # a row of its own; float32 only
+    aside = {"routed_products"}  # float32 only
     for subject, idle in (("small", aside), ("dit", {*aside, "dropout_masks"})):
         made.clear()
         stepped.clear()
@@ -201,7 +201,7 @@ def test_speed_ups_that_do_nothing_have_no_row(monkeypatch: pytest.MonkeyPatch, 
     entries = our_entries(module.SUBJECTS["dit"], torch.zeros(1, 3, 8, 8), shared, is_compiled=False, has_levers=True)
     found = {each.off[0] for each in entries[1:]}
     assert {"fused_optimizer", "joined_average"} <= found
-    assert not {"plain_attention", "dropout_masks", "compiled"} & found
+    assert not {"plain_attention", "dropout_masks"} & found
     assert ("routed_products" in found) == (kind == "cpu")
 
 

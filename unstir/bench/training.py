@@ -333,8 +333,8 @@ def our_entries(
 def _idle(shared: Conditions) -> tuple[str, ...]:
     """Speed-ups that do nothing here, or have a row of their own."""
     if shared.device.type != "cpu":
-        return ("compiled", "plain_attention", "routed_products")
-    return ("compiled", "routed_products") if shared.precision == "bf16" else ("compiled", "bf16", "plain_attention")
+        return ("plain_attention", "routed_products")
+    return ("routed_products",) if shared.precision == "bf16" else ("bf16", "plain_attention")
 
 
 def our_step(network: nn.Module, x0: Float[Tensor, "b c h w"], *, precision: Number, is_compiled: bool) -> Step:
