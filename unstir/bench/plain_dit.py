@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unstir.nn.embedding import grid_positions, sinusoids
+from unstir.nn.embedding import grid_positions, scalar_layers, sinusoids
 
 _SINUSOIDS = 256
 _EPSILON = 1e-6  # of layer normalisation
@@ -63,7 +63,7 @@ class PlainDiT(nn.Module):
         width, cells = config.width, config.size // config.patch
         self.patches = nn.Conv2d(config.channels, width, config.patch, stride=config.patch)
         self.register_buffer("positions", grid_positions(cells, cells, width))
-        self.time = nn.Sequential(nn.Linear(_SINUSOIDS, width), nn.SiLU(), nn.Linear(width, width))
+        self.time = scalar_layers(_SINUSOIDS, width)
         self.labels = nn.Embedding(config.classes + 1, width)
         self.blocks = nn.ModuleList(_Block(width, config.heads) for _ in range(config.depth))
         self.norm = _norm(width)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from unstir.cli.output import Whole, print_json, require_place, say, stage_progress
+from unstir.speedups import named
 
 if TYPE_CHECKING:
     from unstir.bench.solvers import Result
@@ -218,7 +219,7 @@ def train(
 
 
 def _names(text: str | None, otherwise: Sequence[str]) -> list[str]:
-    return list(otherwise) if text is None else [name for part in text.split(",") if (name := part.strip())]
+    return list(otherwise) if text is None else list(named(text))
 
 
 def _numbers(what: str, text: str | None, otherwise: Sequence[int]) -> list[int]:
