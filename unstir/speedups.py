@@ -21,7 +21,17 @@ SPEEDUPS: dict[str, str] = {
     "dropout_masks": "masks of dropout hashed from a seed of each sample, two to a word; off: torch's own, "
     "which no seed of a sample decides",
     "fused_optimizer": "one kernel for all moments and weights of the optimizer",
+    "kept_memory": "freed memory stays with the process, instead of being cleared by the kernel for its next use; "
+    "of the command line, from its first moment",
     "joined_average": "the average of the weights moved by one call for all of them",
+    "compiled_networks": "training networks through torch.compile, with words of one length; CUDA only",
+    "channels_last": "weights of convolutions laid out with their channels last, where a probe finds that faster; "
+    "CUDA only",
+    "pinned_prefetch": "the next batches prepared by threads while the device works, and copied from pinned memory; "
+    "CUDA only",
+    "resident_pictures": "all pictures kept on the device as bytes, where they take a quarter of what is free at most; "
+    "not on a CPU",
+    "replayed_graphs": "calls of a network that draws recorded as CUDA graphs, and replayed; CUDA only",
 }
 """What each speed-up is, by its name."""
 

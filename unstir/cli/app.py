@@ -17,11 +17,13 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from unstir import __version__
+from unstir.allocator import keep_memory
 from unstir.cli.bench import bench_app
 from unstir.cli.check import check
 from unstir.cli.data import data_app
 from unstir.cli.edit import edit
 from unstir.cli.evaluate import evaluate
+from unstir.cli.generate import generate
 from unstir.cli.inspect import inspect
 from unstir.cli.redo import redo
 from unstir.cli.reproduce import reproduce
@@ -29,6 +31,7 @@ from unstir.cli.sample import sample
 from unstir.cli.train import as_settings, train
 from unstir.cli.tune import tune
 from unstir.cli.verify import verify
+from unstir.cli.watch import watch
 from unstir.speedups import VARIABLE, named, without
 
 app = App(
@@ -37,7 +40,7 @@ app = App(
     version=__version__,
     help_format="plaintext",
 )
-for verb in (sample, edit, redo, check, train, evaluate, reproduce, tune, inspect, verify):
+for verb in (sample, generate, edit, redo, check, train, watch, evaluate, reproduce, tune, inspect, verify):
     app.command(verb)
 app.command(data_app)
 app.command(bench_app)
@@ -57,6 +60,7 @@ def run(arguments: list[str]) -> int:
         if arguments[:1] == ["train"]:
             arguments = as_settings(arguments)
         with without(*named(os.environ.get(VARIABLE, ""))):
+            keep_memory()
             status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
