@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,3 +73,88 @@ def fitted_fast(monkeypatch: pytest.MonkeyPatch) -> None:
         return tuning.tune(denoise, process, x[:64], num_steps, iterations=24)
 
     monkeypatch.setattr(solvers, "tune", tune)
+
+
+# Commands that are killed, and several that train as one. A process of its own, with torch already imported, forks for
+# each of them: starting one costs no waiting.
+
+NURSERY = """
+import json, os, sys, time, torch
+from unstir.cli.app import run
+import unstir.config, unstir.training.run, unstir.recipes, torch._dynamo
+import torch.distributed.fsdp, torch.distributed.checkpoint
+unstir.config.to_dict(unstir.recipes.tiny())  # what every child would have to prepare again
+torch.set_num_threads(1)
+for line in sys.stdin:
+    order = json.loads(line)
+    children = []
+    for rank, environment in enumerate(order["environments"]):
+        child = os.fork()
+        if child == 0:
+            os.environ.update(environment)
+            for number, name in ((1, "out"), (2, "err")):
+                path = f"{order['name']}.{rank}.{name}" if len(order["environments"]) > 1 else f"{order['name']}.{name}"
+                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+            if order["program"]:
+                exec(order["program"])
+            status = run(order["arguments"])
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+        children.append(child)
+    print(json.dumps(children), flush=True)
+    statuses = {}
+    while len(statuses) < len(children):
+        child, status = os.wait()
+        statuses[child] = (os.waitstatus_to_exitcode(status), time.monotonic())
+    print(json.dumps([statuses[child] for child in children]), flush=True)
+"""
+
+
+class Nursery:
+    """Starts commands of unstir as processes of their own, at once."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def start_all(self, arguments: Sequence[object], name: Path, ranks: int, program: str = "") -> list[int]:
+        """Start a command in several processes that are one team; their pids. ``program`` is run in each before."""
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            port = found.getsockname()[1]
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+        teams = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+        order = {
+            "arguments": [str(argument) for argument in arguments],
+            "name": str(name),
+            "environments": teams if ranks > 1 else [{}],
+            "program": program,
+        }
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def wait_all(self) -> list[tuple[int, float]]:
+        """The exit status of each, and when it ended."""
+        return [tuple(pair) for pair in json.loads(self.process.stdout.readline())]
+
+    def start(self, arguments: Sequence[object], name: Path) -> int:
+        """Start one command, whose output goes to NAME.out and NAME.err; its pid."""
+        return self.start_all(arguments, name, 1)[0]
+
+    def wait(self) -> int:
+        """Its exit status."""
+        return self.wait_all()[0][0]
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    made = Nursery()
+    yield made
+    made.process.kill()  # its children are all waited for; leaving in order would take it seconds
+    made.process.wait()
+    made.process.stdin.close()
+    made.process.stdout.close()

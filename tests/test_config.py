@@ -314,3 +314,19 @@ def test_read_json_names_the_file(text: str) -> None:
 
 def test_read_json_reads() -> None:
     assert read_json('{"a": [1, "ü"]}', "x") == {"a": [1, "ü"]}
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "value"),
+    [
+        ("log_to", "tensorboard", ("tensorboard",)),
+        ("log_to", '["tensorboard"]', ("tensorboard",)),
+        ("log_to", "[]", ()),
+        ("previews", "a cat, a dog", ("a cat", "a dog")),
+        ("previews", '["a cat, a dog"]', ("a cat, a dog",)),
+    ],
+)
+def test_a_field_of_several_takes_words_with_commas(path: str, text: str, value: tuple[str, ...]) -> None:
+    assert getattr(override(RunConfig(), [(path, text)]), path) == value
+    with pytest.raises(ValueError, match="log_to"):
+        override(RunConfig(), [("log_to", "tensorbord")])

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 import torch
+from torch import nn
 
 from unstir import device as module
-from unstir.device import autocast, has_native_bf16, resolve_device, resolve_precision
+from unstir.device import (
+    autocast,
+    compiles,
+    has_native_bf16,
+    last_channels_pay,
+    lay_out,
+    pins,
+    resolve_device,
+    resolve_precision,
+    seconds_of_layouts,
+    whole_convolutions,
+)
 from unstir.speedups import without
 
 CPU = torch.device("cpu")
@@ -156,3 +170,68 @@ def test_bf16_is_a_speed_up_that_can_be_switched_off(monkeypatch: pytest.MonkeyP
         assert resolve_precision("auto", CPU) == "float32"
         assert resolve_precision("bf16", CPU) == "bf16"
     assert resolve_precision("auto", CPU) == "bf16"
+
+
+def test_what_acts_on_cuda_acts_nowhere_else() -> None:
+    places = [torch.device(kind) for kind in ("cuda", "cpu", "mps")]
+    assert [compiles(place) for place in places] == [True, False, False]
+    assert [pins(place) for place in places] == [True, False, False]
+    with without("compiled_networks", "pinned_prefetch"):
+        assert not any(compiles(place) or pins(place) for place in places)
+
+
+def test_channels_come_last_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bf16 on CUDA, for networks with convolutions; the numbers stay what they are."""
+    faster = [True]
+    monkeypatch.setattr(module, "last_channels_pay", lambda device: faster[0])
+    cuda = torch.device("cuda")
+
+    def laid_out(
+        device: torch.device, precision: Literal["float32", "bf16"], kind: type[nn.Module] = nn.Conv2d
+    ) -> bool:
+        network = nn.Sequential(nn.Conv2d(3, 4, 3) if kind is nn.Conv2d else nn.Linear(3, 4))
+        before = network[0].weight.detach().clone()
+        lay_out(network, device, precision)
+        assert torch.equal(network[0].weight, before)
+        return not network[0].weight.is_contiguous()
+
+    assert laid_out(cuda, "bf16")
+    assert not laid_out(cuda, "float32")
+    assert not laid_out(CPU, "bf16")
+    assert not laid_out(cuda, "bf16", nn.Linear)
+    with without("channels_last"):
+        assert not laid_out(cuda, "bf16")
+    faster[0] = False
+    assert not laid_out(cuda, "bf16")
+
+
+@pytest.mark.parametrize(("seconds", "pays"), [((2.0, 1.0), True), ((1.0, 1.0), False), ((1.0, 2.0), False)])
+def test_a_layout_is_chosen_by_its_time(
+    monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float], pays: bool
+) -> None:
+    module.last_channels_pay.cache_clear()
+    monkeypatch.setattr(module, "seconds_of_layouts", lambda device, *shapes, repeats: seconds)
+    assert last_channels_pay(CPU) is pays
+    module.last_channels_pay.cache_clear()
+
+
+def test_layouts_take_turns_and_the_best_of_each_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock: 5, 3, 4 s with channels first, 7, 9, 8 s with channels last; the two to warm up do not count."""
+    durations = [1, 1, 1, 1, 5, 7, 3, 9, 4, 8]
+    moments = [edge for i, seconds in enumerate(durations) for edge in (1000 * i, 1000 * i + seconds)]
+    clock = iter(moments)
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    assert seconds_of_layouts(CPU, (1, 2, 4, 4), (2, 2, 3, 3), repeats=3) == (3, 7)
+
+
+def test_float32_on_cuda_is_float32_while_it_lasts() -> None:
+    """torch rounds the factors of float32 convolutions there by itself; what was set before comes back."""
+    convolutions = torch.backends.cudnn.conv
+    before = convolutions.fp32_precision
+    assert before != "ieee"
+    with autocast(torch.device("cuda"), "float32"):
+        assert convolutions.fp32_precision == "ieee"
+    assert convolutions.fp32_precision == before
+    with pytest.raises(KeyError), whole_convolutions():
+        raise KeyError
+    assert convolutions.fp32_precision == before

@@ -107,7 +107,8 @@ def override(config: T, changes: Sequence[tuple[str, str]]) -> T:
 
     Args:
         config: any dataclass.
-        changes: pairs of path (``training.batch``) and text; the text is read as JSON, else as a string.
+        changes: pairs of path (``training.batch``) and text; the text is read as JSON, else as a string, or as several
+            with commas where the field holds several.
 
     Raises:
         ValueError: if a path does not exist (the nearest is suggested) or a value does not fit.
@@ -194,7 +195,7 @@ def _parse(text: str, old: object) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError:
-        return text
+        return [part.strip() for part in text.split(",")] if isinstance(old, list) else text
 
 
 def _refuse_unknown(given: Mapping[str, Any], known: Mapping[str, Any], prefix: str) -> None:

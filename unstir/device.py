@@ -7,12 +7,14 @@ Does not know: what is computed.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any, Literal, cast, get_args
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from unstir.speedups import is_on
 
@@ -65,11 +67,28 @@ def resolve_precision(name: str, device: torch.device) -> Literal["float32", "bf
 def autocast(device: torch.device, precision: Literal["float32", "bf16"]) -> AbstractContextManager[Any]:
     """The context in which networks run: bf16 inside them where asked for, weights and results stay float32.
 
-    Without bf16, products on a CPU go to oneDNN where that pays; see ``routed_products``.
+    Without bf16, products on a CPU go to oneDNN where that pays (see ``routed_products``), and float32 is float32 on
+    CUDA too (see ``whole_convolutions``).
     """
     if precision == "bf16":
         return torch.autocast(device.type, torch.bfloat16)
-    return routed_products() if device.type == "cpu" else nullcontext()
+    contexts = {"cpu": routed_products, "cuda": whole_convolutions}
+    return contexts.get(device.type, nullcontext)()
+
+
+@contextmanager
+def whole_convolutions() -> Generator[None]:
+    """float32 convolutions in float32 while this lasts: on CUDA torch rounds their factors to 10 bits (TF32) by itself.
+
+    Its matrix products it leaves alone. The switch is one of the whole process.
+    """
+    convolutions = cast(Any, torch.backends.cudnn).conv
+    before = convolutions.fp32_precision
+    convolutions.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        convolutions.fp32_precision = before
 
 
 @contextmanager
@@ -120,6 +139,71 @@ def routing_pays() -> bool:
     finally:
         products.fp32_precision = before
     return errors["bf16"] <= 2 * errors["none"] and 1.3 * min(seconds["bf16"]) < min(seconds["none"])
+
+
+def compiles(device: torch.device) -> bool:
+    """Whether training networks are compiled there: on CUDA, where that speed-up is on.
+
+    On a CPU compiling takes a minute or more and brings nothing (docs/performance.md).
+    """
+    return device.type == "cuda" and is_on("compiled_networks")
+
+
+def pins(device: torch.device) -> bool:
+    """Whether batches are prepared ahead, and copied from pinned memory, while the device works."""
+    return device.type == "cuda" and is_on("pinned_prefetch")
+
+
+def lay_out(network: nn.Module, device: torch.device, precision: Literal["float32", "bf16"]) -> None:
+    """Lay the weights of a network's convolutions out with their channels last, in place, where that is faster.
+
+    That is asked for bf16 on CUDA only. A convolution gives its output the layout of its weights, so that what lies
+    between convolutions follows without being told.
+    """
+    if device.type != "cuda" or precision != "bf16" or not is_on("channels_last"):
+        return
+    if any(isinstance(module, nn.Conv2d) for module in network.modules()) and last_channels_pay(device):
+        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (an overload torch forgot)
+
+
+@lru_cache(maxsize=4)
+def last_channels_pay(device: torch.device) -> bool:
+    """Whether a bf16 convolution there is faster with its channels last; asked once a process (some ms on a GPU)."""
+    shapes = (16, 128, 32, 32), (128, 128, 3, 3)
+    usual, last = seconds_of_layouts(device, *shapes, repeats=20)
+    return last < usual
+
+
+def seconds_of_layouts(
+    device: torch.device, picture: Sequence[int], kernel: Sequence[int], *, repeats: int
+) -> tuple[float, float]:
+    """Seconds of a bf16 convolution forward and backward, with channels first and with channels last.
+
+    Args:
+        device: where.
+        picture: shape of what comes in, (b, c, h, w).
+        kernel: shape of the weights, (k, c, height, width).
+        repeats: of each, taking turns after two to warm up; the best of each counts.
+    """
+    layouts = torch.contiguous_format, torch.channels_last
+    taken: list[list[float]] = [[] for _ in layouts]
+    given = [torch.ones(*shape, device=device, dtype=torch.bfloat16) for shape in (picture, kernel)]
+    pairs = [[each.clone(memory_format=layout).requires_grad_() for each in given] for layout in layouts]
+    for _ in range(repeats + 2):
+        for (x, weight), seconds in zip(pairs, taken, strict=True):
+            wait(device)
+            started = time.perf_counter()
+            torch.autograd.grad(F.conv2d(x, weight, padding=1).sum(), (x, weight))
+            wait(device)
+            seconds.append(time.perf_counter() - started)
+    usual, last = (min(seconds[2:]) for seconds in taken)
+    return usual, last
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done all that it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 @contextmanager

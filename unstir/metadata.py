@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from unstir import __version__
 from unstir.config import from_dict, read_json, to_dict
-from unstir.pipeline import Request
+from unstir.pipeline import Pipeline, Request
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -46,6 +46,17 @@ class Recipe:
     device: str = "cpu"
     version: str = __version__
     warnings: tuple[str, ...] = ()
+
+
+def recipe_of(pipe: Pipeline, request: Request, warnings: tuple[str, ...] = ()) -> Recipe:
+    """What makes the picture of a request on this pipeline."""
+    return Recipe(
+        request=request,
+        model=pipe.name if pipe.name == "builtin" else str(Path(pipe.name).resolve()),
+        checksum=pipe.model.checksum,
+        device=str(pipe.device),
+        warnings=warnings,
+    )
 
 
 def parameters(recipe: Recipe) -> str:

@@ -6,10 +6,12 @@ Does not know: prompts, pictures on disk, how it was trained beyond what is writ
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -510,11 +512,26 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as a safetensors file, readable by whom any new file is readable by."""
+    """Write tensors as a safetensors file, readable by whom any new file is readable by.
+
+    Raises:
+        OSError: if it cannot be written, on a full disk for instance.
+    """
     path.touch()
     mode = path.stat().st_mode
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
+    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(content, path, {"format": "pt"})
+    except SafetensorError as error:
+        raise disk_error(error, path) from None
     path.chmod(mode)  # safetensors makes files that only their owner can read
+
+
+def disk_error(error: Exception, path: Path) -> OSError:
+    """What the system said when safetensors could not write: it has the number of the error in its text only."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    number = int(found[1]) if found else errno.EIO
+    return OSError(number, os.strerror(number), str(path))
 
 
 def checksum_of(path: Path) -> str:

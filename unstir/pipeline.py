@@ -18,7 +18,7 @@ import numpy
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from unstir.classifier import Classifier, load_classifier
 from unstir.condition import Condition
@@ -26,9 +26,9 @@ from unstir.conditioning.text import Cut
 from unstir.conditioning.weights import weighted
 from unstir.config import choose
 from unstir.data.transforms import to_bytes
-from unstir.device import autocast, resolve_device, resolve_precision
+from unstir.device import autocast, lay_out, resolve_device, resolve_precision
 from unstir.diffusion.blending import between, slerp
-from unstir.diffusion.denoiser import Denoiser
+from unstir.diffusion.denoiser import Denoiser, Network, NetworkDenoiser
 from unstir.diffusion.noise import KeyedNoise
 from unstir.diffusion.process import Estimate, GaussianProcess, Process
 from unstir.diffusion.samplers import DDIM, SAMPLERS, Tuned, encode, sample
@@ -50,6 +50,8 @@ from unstir.editing import (
     shares,
 )
 from unstir.model import Model, load_model, spacing_of, steps_of
+from unstir.replay import Replayed
+from unstir.speedups import is_on
 from unstir.steering import TILTED, Steering, Told, denoiser_of, process_of, require_fit
 from unstir.typing import X, floats
 
@@ -200,6 +202,8 @@ class Pipeline:
         wanted = precision if is_measured or precision != "auto" else "float32"
         self.precision = resolve_precision(wanted, self.device)
         model.denoiser.to(self.device)
+        lay_out(cast("nn.Module", model.denoiser.network), self.device, self.precision)
+        self._replayed = _replayed(model) if self.device.type == "cuda" else None
         self._weak: dict[str, Model] = {}
         self._classifiers: dict[str, Classifier] = {}
 
@@ -745,6 +749,8 @@ class Pipeline:
 
     def _denoiser(self, requests: Sequence[Request]) -> tuple[Denoiser, Process, list[Cut]]:
         model, ask = self.model, requests[0]
+        if self._replayed is not None and is_on("replayed_graphs"):
+            model = self._replayed
         precision = resolve_precision(ask.precision, self.device)
         with autocast(self.device, precision):
             told, cuts = self._told(requests)
@@ -832,6 +838,16 @@ def locate_model(name: str | Path) -> Path:
         return BUILTIN
     path = Path(name)
     return path / "model" if not (path / "unstir.json").exists() and (path / "model" / "unstir.json").exists() else path
+
+
+def _replayed(model: Model) -> Model:
+    """The model with its network's calls recorded; for drawing, not for saving."""
+    inner = model.denoiser
+    network = cast("Network[Condition]", Replayed(cast("nn.Module", inner.network)))
+    denoiser = NetworkDenoiser(
+        network, inner.process, inner.parameterization, is_self_conditioned=inner.is_self_conditioned
+    )
+    return replace(model, denoiser=denoiser)
 
 
 def _size_at(process: Process, t: float) -> float:

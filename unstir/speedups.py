@@ -27,8 +27,7 @@ SPEEDUPS: dict[str, str] = {
     "compiled_networks": "training networks through torch.compile, with words of one length; CUDA only",
     "channels_last": "weights of convolutions laid out with their channels last, where a probe finds that faster; "
     "CUDA only",
-    "pinned_prefetch": "the next batches prepared by threads while the device works, and copied from pinned memory; "
-    "CUDA only",
+    "pinned_prefetch": "the next batches and their noise prepared by threads, and copied from pinned memory; CUDA only",
     "resident_pictures": "all pictures kept on the device as bytes, where they take a quarter of what is free at most; "
     "not on a CPU",
     "replayed_graphs": "calls of a network that draws recorded as CUDA graphs, and replayed; CUDA only",

@@ -13,11 +13,14 @@ import torch
 from unstir.bench import sampling as module
 from unstir.bench.exact import linear
 from unstir.bench.sampling import (
+    DEVICE_COLUMNS,
     OVERHEAD_COLUMNS,
     PEERS,
     PICTURE_COLUMNS,
     SHAPE,
     Still,
+    device_cells,
+    on_device,
     overhead,
     overhead_cells,
     picture_cells,
@@ -198,3 +201,22 @@ def test_bad_numbers_are_refused(name: str) -> None:
     if name != "count":
         with pytest.raises(ValueError, match="of at least 1, got 0"):
             overhead(**{"steps": 1, "repeats": 1, name: 0}, advance=silent)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_device_is_asked_for_few_and_for_many(small: None, monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+    monkeypatch.setattr(module, "has_native_bf16", lambda device: native)
+    stages: list[tuple[str, int, int]] = []
+    device = torch.device("cpu")
+    rows = on_device(device, counts=(1, 3), steps=2, repeats=1, advance=lambda *told: stages.append(told))
+    formats = ["float32", "bf16"] if native else ["float32"]
+    assert [(row["count"], row["what"].rpartition(", ")[2]) for row in rows] == [
+        (n, f) for n in (1, 3) for f in formats
+    ]
+    for row in rows:
+        assert row["images_per_second"] == pytest.approx(row["count"] / row["seconds"])
+    assert all(len(line) == len(DEVICE_COLUMNS) for line in device_cells(rows))
+    assert stages[-1] == ("pictures on cpu", 2, 2)
+    json.dumps(rows, allow_nan=False)
+    with pytest.raises(ValueError, match="pictures must be whole numbers of at least 1, got 0"):
+        on_device(device, counts=(0,), advance=silent)

@@ -17,24 +17,25 @@ from unstir.bench import training as module
 from unstir.bench.exact import linear
 from unstir.bench.plain_dit import PlainDiT, PlainDiTConfig
 from unstir.bench.training import (
-    COLUMNS,
+    BATCH,
+    GPU_BATCH,
     SUBJECTS,
     Conditions,
     Entry,
     Subject,
     Timed,
     bench_training,
-    figures,
     gflop_of,
-    notes,
     our_entries,
     our_step,
     rows_of,
-    tables,
     take_turns,
     their_entries,
     their_step,
+    usual_batch,
+    usual_models,
 )
+from unstir.bench.training_table import COLUMNS, figures, notes, tables
 from unstir.condition import Condition
 from unstir.nn.dit import DiT, DiTConfig
 from unstir.nn.dropout import Dropout
@@ -45,6 +46,8 @@ from unstir.speedups import SPEEDUPS, is_on
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 CPU = torch.device("cpu")
+OF_OTHERS = {"pinned_prefetch", "resident_pictures", "replayed_graphs"}
+OF_GPUS = {"compiled_networks", "channels_last"}
 TINY = module.ddpm(64, (1, 1))
 DIT = DiTConfig(size=8, patch=2, width=16, depth=1, heads=2, text=None)
 ONE = Conditions(batch=2, repeats=2, device=CPU, precision="float32")
@@ -83,8 +86,9 @@ def test_the_models_are_those_of_the_papers_on_both_sides() -> None:
 
     assert [weights(side) for side in (SUBJECTS["ddpm"].ours, SUBJECTS["ddpm"].theirs)] == [35_746_307] * 2
     assert [weights(side) for side in (SUBJECTS["small"].ours, SUBJECTS["small"].theirs)] == [6_472_195] * 2
-    dit = SUBJECTS["dit"]
+    dit, larger = SUBJECTS["dit"], SUBJECTS["dit-b"]
     assert 20e6 < weights(dit.ours) < weights(dit.theirs) < 33e6  # one modulation is shared by all layers of ours
+    assert 85e6 < weights(larger.ours) < weights(larger.theirs) < 131e6  # the paper's DiT-B/2, with labels, has 130e6
 
 
 def test_both_sides_compute_as_much_a_picture() -> None:
@@ -140,7 +144,8 @@ def test_without_diffusers_ours_is_timed_alone(monkeypatch: pytest.MonkeyPatch, 
 
 
 def entry(role: module.Role = "ours", step: module.Step = lambda: None) -> Entry:
-    return Entry(side="unstir", how="bf16", role=role, step=step, weights=7, gflop=3.0)
+    is_compiled = role == "compiled"
+    return Entry(side="unstir", how="bf16", role=role, step=step, weights=7, gflop=3.0, is_compiled=is_compiled)
 
 
 def test_ratios_are_those_within_a_round() -> None:
@@ -180,7 +185,7 @@ def test_speed_ups_are_off_where_a_row_says_so(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(module, "our_step", step)
     monkeypatch.setattr(device, "has_native_bf16", lambda place: True)
     shared = Conditions(batch=1, repeats=1, device=CPU, precision="bf16")
-    aside = {"routed_products"}  # float32 only
+    aside = {"routed_products", *OF_OTHERS, *OF_GPUS}  # float32 only; of other work; of other devices
     for subject, idle in (("small", aside), ("dit", {*aside, "dropout_masks"})):
         made.clear()
         stepped.clear()
@@ -201,8 +206,9 @@ def test_speed_ups_that_do_nothing_have_no_row(monkeypatch: pytest.MonkeyPatch, 
     entries = our_entries(module.SUBJECTS["dit"], torch.zeros(1, 3, 8, 8), shared, is_compiled=False, has_levers=True)
     found = {each.off[0] for each in entries[1:]}
     assert {"fused_optimizer", "joined_average"} <= found
-    assert not {"plain_attention", "dropout_masks"} & found
+    assert not {"plain_attention", "dropout_masks", *OF_OTHERS} & found
     assert ("routed_products" in found) == (kind == "cpu")
+    assert OF_GPUS & found == (OF_GPUS if kind == "cuda" else set())
 
 
 def test_compiling_is_told_apart(monkeypatch: pytest.MonkeyPatch, small: None) -> None:
@@ -213,7 +219,36 @@ def test_compiling_is_told_apart(monkeypatch: pytest.MonkeyPatch, small: None) -
     assert row["how"].endswith(", compiled")
     assert [type(network) for network in compiled] == [DiT]
     assert isinstance(row["compile_seconds"], float)
-    assert any(line.startswith("tiny DiT: compiled in ") for line in notes(result))
+    assert any(line.startswith(f"tiny DiT, unstir: {row['how']}: compiled in ") for line in notes(result))
+
+
+def test_on_cuda_ours_is_compiled_as_it_comes_and_the_peer_at_its_best(
+    monkeypatch: pytest.MonkeyPatch, small: None
+) -> None:
+    """Whose default is as it comes; and no row says the same twice."""
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda network, *, dynamic: compiled.append(network))
+    monkeypatch.setattr(nn.Module, "to", lambda network, device: network)  # where there is no such device
+    monkeypatch.setattr(module, "our_step", lambda network, x0, *, precision, is_compiled: lambda: None)
+    monkeypatch.setattr(module, "resolve_precision", lambda name, place: "bf16")
+    shared = Conditions(batch=1, repeats=1, device=torch.device("cuda"), precision="bf16")
+    subject, x0 = module.SUBJECTS["dit"], torch.zeros(1, 3, 8, 8)
+    entries = their_entries(subject, x0, shared)
+    assert [each.how for each in entries] == ["float32, Adam", "bf16 autocast, fused Adam, compiled"]
+    entries += our_entries(subject, x0, shared, is_compiled=True, has_levers=True)
+    told = [each.how for each in entries if each.is_compiled]
+    assert told[:2] == ["bf16 autocast, fused Adam, compiled", "bf16"]
+    assert "bf16, without compiled_networks" not in told
+    assert "bf16, without compiled_networks" in [each.how for each in entries]
+    assert [type(network) for network in compiled] == [PlainDiT]
+
+
+def test_a_gpu_is_given_more_and_a_larger_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert usual_models("cpu") == ("ddpm", "small", "dit")
+    assert usual_batch("cpu") == BATCH
+    monkeypatch.setattr(module, "resolve_device", torch.device)
+    assert usual_models("cuda") == ("ddpm", "small", "dit", "dit-b")
+    assert usual_batch("cuda") == GPU_BATCH
 
 
 def test_a_compiler_that_fails_costs_its_own_row_only() -> None:

@@ -21,6 +21,12 @@ OPTIONS = {
         "--guidance.classifier-scale --negative --prompt-syntax --size --tile --grid "
         "--eta --within -o --output --batch --device --precision --metadata --no-metadata --json"
     ),
+    "generate": (
+        "--prompts -o --output --model -n --number --seed --size --tile --steps --sampler --grid --eta --guidance "
+        "--guidance.interval --guidance.method --guidance.rescale --guidance.view --guidance.threshold "
+        "--guidance.weak --guidance.classifier --guidance.classifier-scale --negative --prompt-syntax --batch "
+        "--device --precision --ray --workers --json"
+    ),
     "edit": (
         "--picture --prompt --mask --strength --extend --resample --fit --size -n --number --variations --between "
         "--to-prompt --frames --seed --tile --steps --sampler --guidance --guidance.interval --guidance.method "
@@ -29,7 +35,11 @@ OPTIONS = {
         "--precision --metadata --no-metadata --json"
     ),
     "redo": "--picture -o --output --model --source --mask --between --device --json",
-    "check": "--data --recipe --captions --seed --json",
+    "check": (
+        "--data --recipe --captions --images --batch --set --seed --measure --no-measure --overfit --no-overfit "
+        "--device --json"
+    ),
+    "watch": "--run --once --every --json",
     "train": (
         "--recipe --data --out --resume --from --images --batch --seed --checkpoint-every --captions "
         "--aspect --max-broken --allow-missing-captions --set --device --json"
@@ -105,6 +115,9 @@ def test_the_version_is_the_packages(call: Call) -> None:
         ["sample", "x", "--steps"],
         ["sample", "x", "--steps", "many"],
         ["sample", "x", "--seed", "abc"],
+        ["generate"],
+        ["generate", "x.txt"],
+        ["generate", "x.txt", "-o", "y", "--workers", "many"],
         ["redo"],
         ["redo", "a.png", "b.png"],
         ["train", "tiny", "extra"],
@@ -126,6 +139,8 @@ def test_the_version_is_the_packages(call: Call) -> None:
         ["bench", "train", "--batch", "many"],
         ["check"],
         ["check", "x", "tiny", "extra"],
+        ["watch"],
+        ["watch", "x", "--every", "soon"],
     ],
     ids=" ".join,
 )

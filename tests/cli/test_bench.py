@@ -97,6 +97,21 @@ def test_sampling_is_two_tables_for_people(call: Call, quick: list[str]) -> None
     assert quick == ["overhead {'steps': 10, 'repeats': 3}", "pictures {'count': 4, 'steps': 5, 'repeats': 1}"]
 
 
+def test_on_a_gpu_pictures_are_drawn_there_too(call: Call, quick: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"what": "a U-Net", "count": 256, "seconds": 0.5, "images_per_second": 512.0}
+    monkeypatch.setattr("unstir.device.resolve_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr("unstir.bench.machine.device_name", lambda device: "a large GPU")
+    monkeypatch.setattr(sampling, "on_device", lambda device, *, advance: [row])
+    status, out, _ = call("bench", "sample", "--json")
+    assert status == 0
+    result = json.loads(out)
+    assert list(result) == ["overhead", "pictures", "on_gpu", "device", "machine", "seconds"]
+    assert (result["on_gpu"], result["device"]) == ([row], "a large GPU")
+    status, out, _ = call("bench", "sample")
+    assert "a large GPU" in out.splitlines()
+    assert any(line.split() == ["a", "U-Net", "256", "500.0", "512.0"] for line in out.splitlines())
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -141,7 +156,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     def bench_training(*, advance: Callable[[str, int, int], None], **given: object) -> training.Result:
         asked.append(given)
         advance("small U-Net", 1, 2)
-        entries = [training.Entry(**entry, how="bf16"), training.Entry(**{**entry, "role": "compiled"}, how="compiled")]
+        again = {**entry, "role": "compiled", "is_compiled": True}
+        entries = [training.Entry(**entry, how="bf16"), training.Entry(**again, how="compiled")]
         timed = [training.Timed(rounds=(0.5,)), training.Timed(warm=20.5, rounds=(0.25,))]
         rows = [{"model": "small", "title": "small U-Net", **row} for row in training.rows_of(entries, timed, 16)]
         rows = [{**row, "share_of_peak": 0.25} for row in rows]
@@ -182,12 +198,12 @@ def test_training_is_a_table_a_model_for_people(call: Call, trained: list[dict])
     assert lines[0] == "small U-Net: a training step of 16 pictures of 32x32 on cpu"
     assert lines[2].split() == ["unstir:", "bf16", "7.0", "500.0", "32.0", "3.00", "96", "25%", "-", "-", "1.00"]
     assert lines[3].split()[-1] == "2.00"
-    assert "small U-Net: compiled in 20 s" in lines
+    assert "small U-Net, unstir: compiled: compiled in 20 s" in lines
     assert any("400 GFLOP/s in bf16" in line for line in lines)
     assert lines[-1].endswith(" s")
     assert [trained[0][name] for name in ("models", "batch", "repeats")] == [["dit", "small"], 4, 3]
-    call("bench", "train")
-    assert [trained[1][name] for name in ("models", "batch", "repeats")] == [list(training.SUBJECTS), 16, 5]
+    call("bench", "train", "--device", "cpu")
+    assert [trained[1][name] for name in ("models", "batch", "repeats")] == [["ddpm", "small", "dit"], 16, 5]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from unstir.cli.output import is_folder, picture_paths, print_json, progress_bar, slug, writable_folder
+from unstir.cli.output import is_folder, picture_paths, print_json, progress_bar, writable_folder
+from unstir.generation.names import slug
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from PIL import Image
 
 from unstir.cli.app import run
 from unstir.cli.train import as_settings
-from unstir.training.checkpoint import load_latest
+from unstir.training.checkpoint import flat, load_latest
 
 Call = Callable[..., tuple[int, str, str]]
 _SETTINGS = (
@@ -322,53 +322,7 @@ def test_settings_are_written_out() -> None:
         as_settings(["--a.b"])
 
 
-# Interrupted. A process of its own, with torch already imported, forks for each command: killing costs no waiting.
-
-NURSERY = """
-import json, os, sys, torch
-from unstir.cli.app import run
-import unstir.config, unstir.training.run, unstir.recipes, torch._dynamo
-unstir.config.to_dict(unstir.recipes.tiny())  # what every child would have to prepare again
-for line in sys.stdin:
-    order = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        for number, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(order[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        status = run(order["arguments"])
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-class Nursery:
-    def __init__(self) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-
-    def start(self, arguments: list[object], out: Path) -> int:
-        order = {"arguments": [str(argument) for argument in arguments], "out": f"{out}.out", "err": f"{out}.err"}
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline())
-
-    def wait(self) -> int:
-        return int(self.process.stdout.readline())
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    made = Nursery()
-    yield made
-    made.process.kill()  # its children are all waited for; leaving in order would take it seconds
-    made.process.wait()
-    made.process.stdin.close()
-    made.process.stdout.close()
+# Interrupted: see ``Nursery`` in tests/conftest.py.
 
 
 def lines_of(log: Path) -> int:
@@ -382,7 +336,9 @@ def wait_for(log: Path, lines: int, pid: int) -> None:
         time.sleep(0.002)
 
 
-def killed_at_random_moments(nursery: Nursery, data: Path, folder: Path, *, kills: int, seed: int) -> None:
+def killed_at_random_moments(
+    nursery: Any, data: Path, folder: Path, *, kills: int, seed: int, more: Sequence[object] = ()
+) -> None:
     images, batch = 24 + 8 * kills, 4
     arguments = [
         "train",
@@ -397,7 +353,7 @@ def killed_at_random_moments(nursery: Nursery, data: Path, folder: Path, *, kill
         batch,
         *SMALL,
     ]
-    arguments += ["--cadence.log", batch, "--cadence.preview", 24]
+    arguments += ["--cadence.log", batch, "--cadence.preview", 24, *more]
     nursery.start([*arguments, "--out", folder / "whole"], folder / "whole")
     assert nursery.wait() == 0, (folder / "whole.err").read_text()
     draw = random.Random(seed)
@@ -424,19 +380,29 @@ def killed_at_random_moments(nursery: Nursery, data: Path, folder: Path, *, kill
     assert not [path for path in other.rglob(".*") if path.name.endswith((".new", ".old"))]
 
 
-def test_killed_three_times_is_uninterrupted_to_the_bit(nursery: Nursery, data: Path, tmp_path: Path) -> None:
-    """kill -9 at random moments, then the same command with --resume."""
-    killed_at_random_moments(nursery, data, tmp_path, kills=3, seed=time.time_ns())
+WAYS = {
+    "plain": [],
+    "workers and parts": ["--training.workers", 4, "--training.micro_batch", 3, "--cadence.validate", 12],
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_killed_a_few_times_is_uninterrupted_to_the_bit(nursery: Any, data: Path, tmp_path: Path, way: str) -> None:
+    """kill -9 at random moments, then the same command with --resume; five kills in all."""
+    kills = 2 if way == "plain" else 3
+    killed_at_random_moments(nursery, data, tmp_path, kills=kills, seed=time.time_ns(), more=WAYS[way])
 
 
 @pytest.mark.slow
-def test_killed_twenty_times_is_uninterrupted_to_the_bit(nursery: Nursery, data: Path, tmp_path: Path) -> None:
-    killed_at_random_moments(nursery, data, tmp_path, kills=20, seed=time.time_ns())
+@pytest.mark.parametrize("way", WAYS)
+def test_killed_a_hundred_times_is_uninterrupted_to_the_bit(nursery: Any, data: Path, tmp_path: Path, way: str) -> None:
+    """A checkpoint follows every step, so that half of the kills or so come during a save."""
+    killed_at_random_moments(nursery, data, tmp_path, kills=100, seed=time.time_ns(), more=WAYS[way])
 
 
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_is_saved_and_says_how_to_go_on(
-    nursery: Nursery, data: Path, tmp_path: Path, number: signal.Signals, expected: int
+    nursery: Any, data: Path, tmp_path: Path, number: signal.Signals, expected: int
 ) -> None:
     folder = tmp_path / "run"
     arguments = ["train", "tiny", "--data", data, "--out", folder, "--images", 100_000, "--batch", 4, *SMALL]
@@ -453,3 +419,76 @@ def test_an_interrupted_run_is_saved_and_says_how_to_go_on(
     found = json.loads((tmp_path / "text.out").read_text())
     assert (found["images_seen"], found["is_finished"]) == (seen, False)
     assert not (folder / ".lock").exists()
+
+
+# Disks that fill up, and folders that cannot be written.
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MiB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("NO RIGHT TO MOUNT A SMALL DISK HERE: A DISK THAT FILLS UP IS NOT TESTED")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)  # a lock may be open still
+
+
+@pytest.mark.parametrize("is_foreseen", [True, False], ids=["foreseen", "in the middle of a file"])
+def test_a_disk_that_fills_up_costs_no_checkpoint(
+    call: Call,
+    finished: Path,
+    data: Path,
+    disk: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_foreseen: bool,
+) -> None:
+    import shutil
+
+    status, _, err = call(*short(data, disk / "run"))
+    assert status == 0, err
+    before = state_of(disk / "run")
+    with (disk / "filler").open("wb") as filler:
+        left = shutil.disk_usage(disk).free
+        filler.write(bytes(left - 150_000))  # of which the log takes a little, and a checkpoint would take more
+    if not is_foreseen:
+        usage = shutil.disk_usage(disk)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2**40))
+    found = call("train", "--out", disk / "run", "--resume", "--images", 24, "--device", "cpu", "--json")
+    status, out, err = found
+    assert (status, out) == (1, "")
+    said = [line for line in err.splitlines() if line.startswith("unstir: ")]
+    assert len(said) == 1
+    assert ("the disk has 0 MiB left" if is_foreseen else "no space left on device") in said[0]
+    assert "Traceback" not in err
+    assert_same_state(state_of(disk / "run"), before)
+    (disk / "filler").unlink()
+    monkeypatch.undo()
+    assert call("train", "--out", disk / "run", "--resume", "--images", 24, "--device", "cpu")[0] == 0
+    other = tmp_path / "other"
+    shutil.copytree(finished, other)
+    assert call("train", "--out", other, "--resume", "--images", 24, "--device", "cpu")[0] == 0
+    assert_same_state(state_of(disk / "run"), state_of(other))
+
+
+def test_a_folder_that_cannot_be_written_is_told_and_left_alone(call: Call, data: Path, disk: Path) -> None:
+    assert call(*short(data, disk / "run"))[0] == 0
+    before = everything(disk)
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    for arguments in (
+        ["--out", disk / "run", "--resume", "--images", 24],
+        ["tiny", "--data", data, "--out", disk / "b"],
+    ):
+        assert_refused(call("train", *arguments, "--device", "cpu"), statuses=(1, 2))
+    assert everything(disk) == before
+
+
+def state_of(folder: Path) -> dict[str, torch.Tensor]:
+    return flat(load_latest(folder / "checkpoints").tensors)
+
+
+def assert_same_state(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())

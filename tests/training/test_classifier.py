@@ -32,6 +32,7 @@ from unstir.training.classifier import (
 )
 from unstir.training.optimizer import OptimizerConfig
 from unstir.training.run import Outcome
+from unstir.training.watch import standing
 
 NETWORK = EncoderConfig(outputs=2, width=8, multipliers=(1, 2), blocks=1)
 CONFIG = ClassifierConfig(classes=("red", "blue"), network=NETWORK, size=8)
@@ -301,6 +302,27 @@ def test_a_signal_saves_and_ends(tmp_path: Path, folder: Path) -> None:
     assert (outcome.is_finished, outcome.images_seen, outcome.signal) == (False, 16, 15)
     assert load_classifier(tmp_path / "run" / "model").training["images_seen"] == 16
     assert executed(tmp_path / "run", run).images_seen == 64
+
+
+def test_a_log_on_a_full_disk_stops_nothing_and_a_watcher_reads_on(tmp_path: Path, folder: Path) -> None:
+    run, said = run_of(folder), list[str]()
+    log = tmp_path / "run" / "log.jsonl"
+
+    def fill_disk(report: ClassifierReport) -> None:
+        if report.images_seen == 48:
+            log.rename(tmp_path / "before")
+            log.symlink_to("/dev/full")
+
+    outcome = execute_classifier(
+        tmp_path / "run", run, load_classes(run), device="cpu", say=said.append, hook=fill_disk
+    )
+    assert outcome.is_finished
+    assert sum(line.startswith("log.jsonl failed (OSError") for line in said) == 1
+    assert standing(tmp_path / "run", "free").state == "finished"
+    (tmp_path / "before").replace(log)
+    now = standing(tmp_path / "run", "held")
+    assert now.bands["accuracy"].keys() == {"clean", "0..0.25", "0.25..0.5", "0.5..0.75", "0.75..1"}
+    assert now.images_per_second is not None
 
 
 def test_a_run_on_other_pictures_is_refused(tmp_path: Path, folder: Path) -> None:

@@ -18,6 +18,7 @@ from unstir.conditioning.text import WordReader
 from unstir.model import ModelConfig, SamplingDefaults, load_model
 from unstir.nn import DiTConfig, UNetConfig
 from unstir.nn.text import TextConfig
+from unstir.training import run as module
 from unstir.training.checkpoint import load_latest
 from unstir.training.optimizer import OptimizerConfig
 from unstir.training.run import Cadence, Outcome, RunConfig, execute, load_data, read_run, write_run
@@ -522,3 +523,104 @@ def test_the_words_are_kept_and_made_from_training_captions_alone(tmp_path: Path
 def test_cadences_below_one_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         Cadence(**{name: 0})
+
+
+# What is told of a run, and what is not allowed to stop it.
+
+
+def test_the_log_tells_what_was_lost_in_each_band(tmp_path: Path, config: RunConfig) -> None:
+    seen: list = []
+    go(tmp_path, replace(config, cadence=OFTEN), hooks=[lambda trainer, report: seen.append(report.moved.loss)])
+    lines = [line for line in log_of(tmp_path) if "loss" in line]
+    for line, loss in zip(lines, seen, strict=True):  # a line a step
+        log_snr, count, summed = loss.parts["log_snr"], 0, 0.0
+        for band, mean in line["loss_by_band"].items():
+            low, high = (float(end) for end in band.split(".."))
+            rows = ((log_snr >= low) & (log_snr < high)).nonzero().flatten().tolist()
+            assert mean == pytest.approx(sum(loss.per_sample[i].item() for i in rows) / len(rows))
+            errors = [loss.parts["x0_error"][i].item() for i in rows]
+            assert line["x0_error_by_band"][band] == pytest.approx(sum(errors) / len(rows))
+            count, summed = count + len(rows), summed + mean * len(rows)
+        assert count == ((log_snr >= -8) & (log_snr < 8)).sum()
+
+
+class Board:
+    """A logger that raises at each call, or only where it is made."""
+
+    def __init__(self, directory, **settings) -> None:
+        self.calls = 0
+
+    def write(self, images_seen, values) -> None:
+        self.calls += 1
+        raise RuntimeError("no board")
+
+    show = write
+
+
+def test_nothing_that_only_tells_of_a_run_stops_it(
+    tmp_path: Path, config: RunConfig, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log on a full disk, a TensorBoard that raises, previews that cannot be drawn: the weights are the same."""
+    told: list[str] = []
+
+    def no_preview(*arguments, **settings):
+        raise MemoryError("no room")
+
+    def fill_disk(trainer, report) -> None:
+        (tmp_path / "log.jsonl").unlink()
+        (tmp_path / "log.jsonl").symlink_to("/dev/full")
+
+    monkeypatch.setattr(module, "TensorBoard", Board)
+    monkeypatch.setattr(module, "preview_sheet", no_preview)
+    wanted = replace(config, cadence=OFTEN, log_to=("tensorboard",))
+    assert go(tmp_path, wanted, hooks=[fill_disk], say=told.append).is_finished
+    assert_same_run(tmp_path, whole)
+    failures = [line for line in told if "failed" in line]
+    assert sorted(line.split(" failed")[0] for line in failures) == ["a preview", "log.jsonl", "tensorboard"]
+
+
+def test_a_preview_that_cannot_be_written_stops_nothing(tmp_path: Path, config: RunConfig) -> None:
+    told: list[str] = []
+    previews = tmp_path / "previews"
+
+    def in_the_way(trainer, report) -> None:
+        if previews.is_dir():
+            for file in previews.iterdir():
+                file.unlink()
+            previews.rmdir()
+            previews.write_text("a file")
+
+    assert go(tmp_path, config, hooks=[in_the_way], say=told.append).is_finished
+    assert [line for line in told if line.startswith("a preview failed (NotADirectoryError")]
+
+
+def test_a_checkpoint_that_cannot_be_saved_is_not_swallowed(
+    tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "save_checkpoint", full)
+    with pytest.raises(OSError, match="No space"):
+        go(tmp_path, replace(config, cadence=replace(NEVER, checkpoint=16)))
+
+
+def test_tensorboard_is_asked_for_in_the_configuration(tmp_path: Path, config: RunConfig) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    go(tmp_path, replace(config, cadence=OFTEN, log_to=("tensorboard",)))
+    assert read_run(tmp_path)[0].log_to == ("tensorboard",)
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    lines = log_of(tmp_path)
+    assert [e.step for e in events.Scalars("held_out/mean")] == [x["images_seen"] for x in lines if "held_out" in x]
+    assert [e.value for e in events.Scalars("loss")] == pytest.approx([x["loss"] for x in lines if "loss" in x])
+    assert [e.step for e in events.Images("preview")] == [0, 24, 44]
+
+
+def test_a_logger_that_is_not_installed_is_told_before_the_run_starts(
+    tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unstir.training.log.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'unstir\[tensorboard\]'"):
+        go(tmp_path / "run", replace(config, log_to=("tensorboard",)))
+    assert not (tmp_path / "run").exists()

@@ -12,7 +12,7 @@ from unstir.diffusion.denoiser import NetworkDenoiser
 from unstir.diffusion.parameterization import PredictX0
 from unstir.diffusion.process import GaussianProcess
 from unstir.diffusion.schedule import Cosine, RectifiedFlow
-from unstir.training.validation import BANDS, band_losses
+from unstir.training.validation import BANDS, band_losses, mean_by_band
 
 
 class Constant(torch.nn.Module):
@@ -100,3 +100,10 @@ def test_nothing_outside_is_touched(held_out) -> None:
 def test_bands_cover_the_range_without_gaps() -> None:
     assert all(low < high for low, high in BANDS)
     assert all(left[1] == right[0] for left, right in pairwise(BANDS))
+
+
+def test_means_by_band_are_of_the_samples_inside() -> None:
+    log_snr = torch.tensor([-9.0, -8.0, -4.0, -2.0, 0.0, 7.9, 8.0])
+    values = torch.tensor([100.0, 1.0, 2.0, 4.0, 5.0, 6.0, 100.0], requires_grad=True)
+    assert mean_by_band(values, log_snr) == {"-8..-4": 1.0, "-4..-1.5": 3.0, "-1.5..1.5": 5.0, "4..8": 6.0}
+    assert mean_by_band(values[:1], log_snr[:1]) == {}

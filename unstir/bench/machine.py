@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from unstir.device import has_native_bf16
+from unstir.device import has_native_bf16, wait, whole_convolutions
 
 _PACKAGES = ("torch", "diffusers", "numpy")
 
@@ -88,11 +88,10 @@ def peaks(device: torch.device, *, side: int | None = None, repeats: int = 8) ->
 
 def _best_seconds(make: Callable[[], object], device: torch.device, repeats: int) -> float:
     taken: list[float] = []
-    with torch.no_grad():
+    with torch.no_grad(), whole_convolutions():
         for _ in range(repeats + 1):
             started = time.perf_counter()
             make()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            wait(device)
             taken.append(time.perf_counter() - started)
     return min(taken[1:])

@@ -23,7 +23,7 @@ from unstir.bench import theirs
 from unstir.bench.exact import linear, require_whole
 from unstir.bench.training import ddpm
 from unstir.condition import Condition
-from unstir.device import autocast, one_thread, resolve_precision
+from unstir.device import autocast, has_native_bf16, lay_out, one_thread, resolve_precision, wait
 from unstir.diffusion.denoiser import NetworkDenoiser
 from unstir.diffusion.noise import KeyedNoise
 from unstir.diffusion.parameterization import PredictNoise
@@ -32,6 +32,8 @@ from unstir.diffusion.samplers import SAMPLERS, Sampler, sample
 from unstir.diffusion.spacing import trailing
 from unstir.nn.unet import UNet
 from unstir.pipeline import Pipeline, load
+from unstir.replay import Replayed
+from unstir.speedups import is_on
 from unstir.typing import X, floats
 
 Advance = Callable[[str, int, int], None]
@@ -41,7 +43,11 @@ SHAPE = (16, 3, 32, 32)
 STEPS = 50
 REPEATS = 15
 PICTURE_REPEATS = 3
+GPU_COUNTS = (1, 256)
+"""Pictures of a batch on a GPU: what one takes, and how many come a second where there are many."""
+
 PROMPT = "a red heart"
+Number = Literal["float32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +224,7 @@ def _ratio(their: float | None, own: float | None) -> float | None:
 def pictures(
     *, count: int = SHAPE[0], steps: int = STEPS, repeats: int = PICTURE_REPEATS, advance: Advance
 ) -> list[dict[str, Any]]:
-    """Seconds to draw a batch of pictures; all threads that torch takes by itself.
+    """Seconds to draw a batch of pictures on the CPU; all threads that torch takes by itself.
 
     First a small U-Net (6.5 million weights, 32x32, the same weights on both sides) by DDIM: our loop in the precision
     that "auto" is here, beside diffusers' DDIMPipeline as it comes, in float32, and under bf16 autocast where that is
@@ -236,7 +242,7 @@ def pictures(
     """
     for what, number in (("pictures", count), ("steps", steps), ("repeats", repeats)):
         require_whole(what, [number], 1)
-    pipe = load("builtin")
+    pipe = load("builtin", device="cpu")
     precision = resolve_precision("auto", _CPU)
     defaults = pipe.model.config.sampling
     unet = f"{count} pictures of 32x32, U-Net of 6.5 million weights, DDIM, {steps} steps; diffusers' DDIMPipeline"
@@ -271,26 +277,66 @@ def _their_network() -> Any:
     return network
 
 
-def _our_pictures(count: int, steps: int, precision: Literal["float32", "bf16"]) -> Run:
-    network = UNet(_SMALL).eval().requires_grad_(False)
-    if theirs.version() is not None:
+def _our_pictures(count: int, steps: int, precision: Number, device: torch.device = _CPU) -> Run:
+    """Our loop around the small U-Net, its calls recorded on CUDA as ``unstir sample`` has them."""
+    network = UNet(_SMALL).eval().requires_grad_(False).to(device)
+    if theirs.version() is not None and device == _CPU:
         theirs.copy_weights(_their_network(), network)
-    x = KeyedNoise.from_seeds(range(count)).normal(torch.zeros(count, *SHAPE[1:]))
-    run = our_run(SAMPLERS["ddim"](), network, Condition(kept=torch.ones(count, dtype=torch.bool)), x, steps)
+    lay_out(network, device, precision)
+    if device.type == "cuda" and is_on("replayed_graphs"):
+        network = Replayed(network)
+    x = KeyedNoise.from_seeds(range(count)).normal(torch.zeros(count, *SHAPE[1:])).to(device)
+    kept = torch.ones(count, dtype=torch.bool, device=device)
+    run = our_run(SAMPLERS["ddim"](), network, Condition(kept=kept), x, steps)
 
     def ready() -> Callable[[], object]:
         walk = run()
 
         def drawn() -> None:
-            with autocast(_CPU, precision):
+            with autocast(device, precision):
                 walk()
+            wait(device)
 
         return drawn
 
     return ready
 
 
-def _their_pictures(count: int, steps: int, precision: Literal["float32", "bf16"]) -> Run:
+def on_device(
+    device: torch.device,
+    *,
+    counts: Sequence[int] = GPU_COUNTS,
+    steps: int = STEPS,
+    repeats: int = PICTURE_REPEATS,
+    advance: Advance,
+) -> list[dict[str, Any]]:
+    """What a picture of the small U-Net takes on a device, alone and among many: our loop, by DDIM, in each format.
+
+    Args:
+        device: where; in bf16 too where that is native.
+        counts: pictures of a batch, one line each.
+        steps: of DDIM.
+        repeats: batches of each, taking turns, after one to warm up; medians are told.
+        advance: called often.
+
+    Raises:
+        ValueError: if a number is below 1.
+    """
+    for what, numbers in (("pictures", counts), ("steps", [steps]), ("repeats", [repeats])):
+        require_whole(what, numbers, 1)
+    formats: tuple[Number, ...] = ("float32", "bf16") if has_native_bf16(device) else ("float32",)
+    cases: list[tuple[int, Number]] = [(count, number) for count in counts for number in formats]
+    runs = {(str(count), number): _our_pictures(count, steps, number, device) for count, number in cases}
+    taken = take_turns(runs, repeats, lambda done, total: advance(f"pictures on {device.type}", done, total))
+    rows: list[dict[str, Any]] = []
+    for count, number in cases:
+        seconds = taken[str(count), number].walk
+        what = f"small U-Net, DDIM, {steps} steps, {number}"
+        rows.append({"what": what, "count": count, "seconds": seconds, "images_per_second": count / seconds})
+    return rows
+
+
+def _their_pictures(count: int, steps: int, precision: Number) -> Run:
     """The whole pipeline of diffusers, as its documentation calls it."""
     diffusers: Any = importlib.import_module("diffusers")
     pipeline = diffusers.DDIMPipeline(unet=_their_network(), scheduler=diffusers.DDIMScheduler())
@@ -344,6 +390,19 @@ def picture_cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return [[row["what"], *(_number(row[key], ".2f") for key in _SIDES), _number(row["ratio"], ".2f")] for row in rows]
 
 
+def device_cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """One line a batch on a device: its pictures, milliseconds until they are there, and pictures a second."""
+    return [
+        [
+            row["what"],
+            str(row["count"]),
+            _number(1000 * row["seconds"], ".1f"),
+            _number(row["images_per_second"], ".1f"),
+        ]
+        for row in rows
+    ]
+
+
 OVERHEAD_COLUMNS = (
     "method",
     "ours",
@@ -353,6 +412,7 @@ OVERHEAD_COLUMNS = (
     "our grid, us",
     "their grid, us",
 )
+DEVICE_COLUMNS = ("what", "batch", "ms", "images/s")
 PICTURE_COLUMNS = ("what", "unstir, s", "diffusers, s", "ratio")
 
 

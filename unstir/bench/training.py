@@ -1,7 +1,7 @@
 """``unstir bench train``: what a training step costs, beside diffusers and a plain DiT.
 
 Knows: which models are trained on both sides, how a common script trains, how the sides take turns, what is counted.
-Does not know: how our step is made, how fast the machine multiplies.
+Does not know: how our step is made, how fast the machine multiplies, what tables look like.
 
 A step is: draw timesteps and noise, forward, backward, Adam, and the average of the weights moved; ours also shortens
 long gradients and looks whether loss and gradient are finite. The sides take turns, so that whoever else uses the
@@ -30,7 +30,7 @@ from unstir.bench.exact import linear, require_whole
 from unstir.bench.plain_dit import PlainDiT, PlainDiTConfig
 from unstir.condition import Condition
 from unstir.config import choose
-from unstir.device import has_native_bf16, resolve_device, resolve_precision
+from unstir.device import compiles, has_native_bf16, resolve_device, resolve_precision, wait
 from unstir.diffusion.denoiser import Network, NetworkDenoiser
 from unstir.diffusion.noise import KeyedNoise
 from unstir.diffusion.objective import Simple, weight_noise
@@ -54,17 +54,24 @@ Role = Literal["default", "best", "ours", "compiled", "lever"]
 Step = Callable[[], None]
 
 OURS = "unstir"
+COMPARED: tuple[Role, ...] = ("default", "best", "ours")
+"""Roles that others are compared with."""
+
 SIZE = 32
-BATCH = 16
+BATCH, GPU_BATCH = 16, 128
 REPEATS = 5
 QUICK_MODELS = ("small",)
+GPU_MODELS = ("dit-b",)
+"""Too large for a CPU, unless it is asked for."""
+
 QUICK_REPEATS = 2
 RATE = 1e-4
 DECAY = 0.999
 _CHAIN_STEPS = 1000
 _CPU_TURN, _GPU_TURN = 1, 10  # steps of a turn: a GPU is asked for several before anybody waits, as in a run
 _WARM = 2  # steps before the first round: the first makes moments and compiles, the second finds memory as it stays
-_PASSES = 3  # a backward pass has twice the products of a forward one: gradients of the input, and of the weights
+PASSES = 3
+"""A backward pass has twice the products of a forward one: gradients of the input, and of the weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +112,7 @@ def ddpm(width: int, multipliers: tuple[int, ...]) -> UNetConfig:
 
 _LARGE, _SMALL = ddpm(128, (1, 2, 2, 2)), ddpm(64, (1, 2, 2))
 _DIT = DiTConfig(size=SIZE, patch=2, width=384, depth=12, heads=6, text=None)
+_DIT_B = DiTConfig(size=SIZE, patch=2, width=768, depth=12, heads=12, text=None)
 
 SUBJECTS: dict[str, Subject] = {
     "ddpm": Subject(
@@ -123,8 +131,26 @@ SUBJECTS: dict[str, Subject] = {
         theirs=lambda: PlainDiT(PlainDiTConfig(size=SIZE)),
         idle=("dropout_masks",),
     ),
+    "dit-b": Subject(
+        title="DiT-B/2",
+        peer="plain DiT",
+        ours=lambda: DiT(_DIT_B),
+        theirs=lambda: PlainDiT(PlainDiTConfig(size=SIZE, width=768, heads=12)),
+        idle=("dropout_masks",),
+    ),
 }
 """By what ``--models`` calls them."""
+
+
+def usual_models(device: str) -> tuple[str, ...]:
+    """What is trained on a device unless something else is asked for."""
+    is_gpu = resolve_device(device).type == "cuda"
+    return tuple(name for name in SUBJECTS if is_gpu or name not in GPU_MODELS)
+
+
+def usual_batch(device: str) -> int:
+    """Pictures of a step unless something else is asked for: enough to keep the device busy."""
+    return GPU_BATCH if resolve_device(device).type == "cuda" else BATCH
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,11 +173,6 @@ class Conditions:
         """The batch that every step sees."""
         return torch.rand(self.batch, 3, SIZE, SIZE, device=self.device) * 2 - 1
 
-    def wait(self) -> None:
-        """Until the device has done all it was asked for."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Entry:
@@ -165,6 +186,7 @@ class Entry:
         weights: how many there are.
         gflop: of the products of a step, for one picture.
         off: speed-ups that are off while it steps.
+        is_compiled: whether its first step compiles.
     """
 
     side: str
@@ -174,6 +196,7 @@ class Entry:
     weights: int
     gflop: float
     off: tuple[str, ...] = ()
+    is_compiled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,16 +283,30 @@ def bench_training(
 
 
 def their_entries(subject: Subject, x0: Float[Tensor, "b c h w"], shared: Conditions) -> list[Entry]:
-    """The peer as a common script trains it, and at its best: under autocast where that helps, with a fused Adam."""
+    """The peer as a common script trains it, and at its best.
 
-    def entry(role: Role, precision: Number, *, is_fused: bool) -> Entry:
+    That is under autocast where it helps, with a fused Adam, and compiled on CUDA, as ours is there.
+    """
+
+    def entry(role: Role, precision: Number, *, is_best: bool) -> Entry:
         network = subject.theirs().to(shared.device)
-        how = f"{'bf16 autocast' if precision == 'bf16' else precision}, {'fused Adam' if is_fused else 'Adam'}"
-        step = their_step(network, x0, precision=precision, is_fused=is_fused)
-        return Entry(side=subject.peer, how=how, role=role, step=step, weights=_weights(network), gflop=gflop)
+        is_compiled = is_best and shared.device.type == "cuda"
+        how = f"{'bf16 autocast' if precision == 'bf16' else precision}, {'fused Adam' if is_best else 'Adam'}"
+        step = their_step(network, x0, precision=precision, is_fused=is_best)
+        if is_compiled:
+            network.compile(dynamic=False)
+        return Entry(
+            side=subject.peer,
+            how=f"{how}, compiled" if is_compiled else how,
+            role=role,
+            step=step,
+            weights=_weights(network),
+            gflop=gflop,
+            is_compiled=is_compiled,
+        )
 
     gflop = gflop_of(subject.theirs, lambda network, x: network(x, torch.zeros(len(x), dtype=torch.long)))
-    return [entry("default", "float32", is_fused=False), entry("best", shared.precision, is_fused=True)]
+    return [entry("default", "float32", is_best=False), entry("best", shared.precision, is_best=True)]
 
 
 def their_step(network: nn.Module, x0: Float[Tensor, "b c h w"], *, precision: Number, is_fused: bool) -> Step:
@@ -317,12 +354,21 @@ def our_entries(
             precision = resolve_precision("auto", shared.device)
             network = subject.ours()
             step = our_step(network, x0, precision=precision, is_compiled=role == "compiled")
-        how = f"{precision}{told}"
-        return Entry(side=OURS, how=how, role=role, step=step, weights=_weights(network), gflop=gflop, off=off)
+            is_compiled = role == "compiled" or compiles(shared.device)
+        return Entry(
+            side=OURS,
+            how=f"{precision}{told}",
+            role=role,
+            step=step,
+            weights=_weights(network),
+            gflop=gflop,
+            off=off,
+            is_compiled=is_compiled,
+        )
 
     gflop = gflop_of(subject.ours, lambda network, x: network(x, torch.zeros(len(x)), _condition(len(x))))
     entries = [entry("ours")]
-    if is_compiled:
+    if is_compiled and not compiles(shared.device):  # where ours is compiled as it comes
         entries.append(entry("compiled", ", compiled"))
     if has_levers:
         idle = {*subject.idle, *_idle(shared)}
@@ -331,10 +377,12 @@ def our_entries(
 
 
 def _idle(shared: Conditions) -> tuple[str, ...]:
-    """Speed-ups that do nothing here, or have a row of their own."""
+    """Speed-ups that do nothing here, where every step sees one batch that is there already, or do nothing on a CPU."""
+    of_others = ("pinned_prefetch", "resident_pictures", "replayed_graphs")
     if shared.device.type != "cpu":
-        return ("plain_attention", "routed_products")
-    return ("routed_products",) if shared.precision == "bf16" else ("bf16", "plain_attention")
+        return ("plain_attention", "routed_products", *of_others)
+    of_others = ("compiled_networks", "channels_last", *of_others)
+    return ("routed_products", *of_others) if shared.precision == "bf16" else ("bf16", "plain_attention", *of_others)
 
 
 def our_step(network: nn.Module, x0: Float[Tensor, "b c h w"], *, precision: Number, is_compiled: bool) -> Step:
@@ -379,7 +427,7 @@ def gflop_of(make: Callable[[], nn.Module], ask: Callable[[nn.Module, X], object
     """
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         ask(make().eval(), torch.zeros(1, 3, SIZE, SIZE))
-    return _PASSES * counter.get_total_flops() / 1e9
+    return PASSES * counter.get_total_flops() / 1e9
 
 
 def take_turns(entries: Sequence[Entry], shared: Conditions, advance: Callable[[int, int], None]) -> list[Timed]:
@@ -407,12 +455,12 @@ def take_turns(entries: Sequence[Entry], shared: Conditions, advance: Callable[[
 
 
 def _seconds(entry: Entry, steps: int, shared: Conditions) -> float:
-    shared.wait()
+    wait(shared.device)
     started = time.perf_counter()
     with without(*entry.off):
         for _ in range(steps):
             entry.step()
-        shared.wait()
+        wait(shared.device)
     return time.perf_counter() - started
 
 
@@ -421,18 +469,18 @@ def _warmed(entry: Entry, shared: Conditions) -> tuple[float, str]:
     try:
         return _seconds(entry, _WARM, shared), ""
     except Exception as error:  # a compiler that is not there, or cannot do it: each says so in its own way
-        if entry.role != "compiled":
+        if not entry.is_compiled:
             raise
         return 0.0, " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def rows_of(entries: Sequence[Entry], timed: Sequence[Timed], batch: int) -> list[dict[str, Any]]:
     """One row an entry: what it took, and how many times faster it was than the peer's default, its best, and ours."""
-    rounds = {entry.role: one.rounds for entry, one in zip(entries, timed, strict=True) if entry.role in _COMPARED}
+    rounds = {entry.role: one.rounds for entry, one in zip(entries, timed, strict=True) if entry.role in COMPARED}
     rows: list[dict[str, Any]] = []
     for entry, one in zip(entries, timed, strict=True):
         seconds = statistics.median(one.rounds) if one.rounds else None
-        is_compiled = entry.role == "compiled" and seconds is not None
+        is_compiled = entry.is_compiled and seconds is not None
         rows.append(
             {
                 "side": entry.side,
@@ -443,7 +491,7 @@ def rows_of(entries: Sequence[Entry], timed: Sequence[Timed], batch: int) -> lis
                 "ms_per_step": None if seconds is None else 1000 * seconds,
                 "images_per_second": None if seconds is None else batch / seconds,
                 "gflop_per_second": None if seconds is None else batch * entry.gflop / seconds,
-                **{f"times_{role}": _times(rounds.get(role, ()), one.rounds) for role in _COMPARED},
+                **{f"times_{role}": _times(rounds.get(role, ()), one.rounds) for role in COMPARED},
                 "compile_seconds": max(0.0, one.warm - _WARM * (seconds or 0.0)) if is_compiled else None,
                 "failure": one.failure,
             }
@@ -451,83 +499,8 @@ def rows_of(entries: Sequence[Entry], timed: Sequence[Timed], batch: int) -> lis
     return rows
 
 
-_COMPARED: tuple[Role, ...] = ("default", "best", "ours")
-
-
 def _times(others: Sequence[float], own: Sequence[float]) -> float | None:
     """How many times as long the other took: the median over rounds, in which both were disturbed alike."""
     if not others or not own:
         return None
     return statistics.median(other / one for other, one in zip(others, own, strict=True))
-
-
-def figures(result: Result) -> dict[str, Any]:
-    """The result as JSON values, with the tables that people are shown."""
-    shared = result.conditions
-    return {
-        "rows": result.rows,
-        "columns": list(COLUMNS),
-        "tables": tables(result),
-        "notes": notes(result),
-        "peaks": result.peaks,
-        "device": machine.device_name(shared.device),
-        "precision": shared.precision,
-        "batch": shared.batch,
-        "repeats": shared.repeats,
-    }
-
-
-COLUMNS = (
-    "who",
-    "weights, M",
-    "ms/step",
-    "images/s",
-    "GFLOP/image",
-    "GFLOP/s",
-    "of peak",
-    "x default",
-    "x best",
-    "x ours",
-)
-
-
-def tables(result: Result) -> dict[str, list[list[str]]]:
-    """By the title of a model, one line a way to train it."""
-    found: dict[str, list[list[str]]] = {}
-    for row in result.rows:
-        line = [
-            f"{row['side']}: {row['how']}",
-            f"{row['weights'] / 1e6:.1f}",
-            _number(row["ms_per_step"], ".1f"),
-            _number(row["images_per_second"], ".1f"),
-            f"{row['gflop_per_image']:.2f}",
-            _number(row["gflop_per_second"], ".0f"),
-            _number(row["share_of_peak"], ".0%"),
-            *(_number(row[f"times_{role}"], ".2f") for role in _COMPARED),
-        ]
-        found.setdefault(row["title"], []).append(line)
-    return found
-
-
-def notes(result: Result) -> list[str]:
-    """What the tables do not say of themselves."""
-    shared = result.conditions
-    lines = [
-        "x default, x best, x ours: how many times faster than the peer's default, the peer at its best, and ours",
-        f"GFLOP: products and convolutions, {_PASSES} times those of a forward pass; peak: "
-        + ", ".join(f"{peak:.0f} GFLOP/s in {number}" for number, peak in result.peaks.items()),
-    ]
-    if shared.precision == "float32":
-        lines.append(
-            "no native bf16 here, so ours runs in float32, the peer at its best too, and shares are of float32"
-        )
-    for row in result.rows:
-        if row["compile_seconds"] is not None:
-            lines.append(f"{row['title']}: compiled in {row['compile_seconds']:.0f} s")
-        if row["failure"]:
-            lines.append(f"{row['title']}, {row['how']}: failed: {row['failure']}")
-    return lines
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)

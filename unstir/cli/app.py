@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     """The exit status of a verb."""
     try:
-        if arguments[:1] == ["train"]:
+        if arguments[:1] in (["train"], ["check"]):
             arguments = as_settings(arguments)
         with without(*named(os.environ.get(VARIABLE, ""))):
             keep_memory()

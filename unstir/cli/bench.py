@@ -115,9 +115,9 @@ def sample(
     quick: Annotated[bool, Parameter(negative=())] = False,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
-    """What a sampler costs beside the network, and seconds to draw 16 pictures: ours, and diffusers.
+    """What a sampler costs beside the network, and seconds to draw 16 pictures on the CPU: ours, and diffusers.
 
-    Example: unstir bench sample --json
+    On a GPU also what a picture takes there, alone and among 256. Example: unstir bench sample --json
 
     Parameters
     ----------
@@ -127,25 +127,33 @@ def sample(
         Print one JSON object instead of text.
     """
     from unstir.bench import sampling as bench
-    from unstir.bench.machine import machine, told
+    from unstir.bench.machine import device_name, machine, told
     from unstir.bench.theirs import MISSING, version
+    from unstir.device import resolve_device
 
     started = time.perf_counter()
+    device, on_gpu = resolve_device("auto"), []
     with stage_progress() as advance:
         if quick:
             overhead = bench.overhead(steps=10, repeats=3, advance=advance)
             pictures = bench.pictures(count=4, steps=5, repeats=1, advance=advance)
         else:
             overhead, pictures = bench.overhead(advance=advance), bench.pictures(advance=advance)
+        if device.type == "cuda":
+            on_gpu = bench.on_device(device, advance=advance)
     if version() is None:
         say(MISSING)
     seconds, facts = round(time.perf_counter() - started, 1), machine()
     if json:
-        print_json({"overhead": overhead, "pictures": pictures, "machine": facts, "seconds": seconds})
+        gpu = {"on_gpu": on_gpu, "device": device_name(device)} if on_gpu else {}
+        print_json({"overhead": overhead, "pictures": pictures, **gpu, "machine": facts, "seconds": seconds})
         return
     _print_table(bench.OVERHEAD_COLUMNS, bench.overhead_cells(overhead))
     print()
     _print_table(bench.PICTURE_COLUMNS, bench.picture_cells(pictures))
+    if on_gpu:
+        print(f"\n{device_name(device)}")
+        _print_table(bench.DEVICE_COLUMNS, bench.device_cells(on_gpu))
     print(f"{told(facts)}; {seconds} s")
 
 
@@ -168,10 +176,10 @@ def train(
     Parameters
     ----------
     models
-        What is trained, joined by commas: ddpm (DDPM's U-Net for CIFAR-10), small (a U-Net), dit (DiT-S/2); all
-        (with --quick: small).
+        What is trained, joined by commas: ddpm (DDPM's U-Net for CIFAR-10), small (a U-Net), dit (DiT-S/2), dit-b
+        (DiT-B/2); all, but dit-b on a GPU alone (with --quick: small).
     batch
-        Pictures of 32x32 a step: 16.
+        Pictures of 32x32 a step: 16, on a GPU 128.
     repeats
         Rounds in which every side has its turn; medians are told: 5 (with --quick: 2).
     device
@@ -186,14 +194,15 @@ def train(
         Print one JSON object instead of text.
     """
     from unstir.bench import training as bench
+    from unstir.bench import training_table as told_as
     from unstir.bench.machine import machine, told
     from unstir.bench.theirs import MISSING
 
     started = time.perf_counter()
     with stage_progress() as advance:
         result = bench.bench_training(
-            models=_names(models, bench.QUICK_MODELS if quick else tuple(bench.SUBJECTS)),
-            batch=bench.BATCH if batch is None else batch,
+            models=_names(models, bench.QUICK_MODELS if quick else bench.usual_models(device)),
+            batch=bench.usual_batch(device) if batch is None else batch,
             repeats=(bench.QUICK_REPEATS if quick else bench.REPEATS) if repeats is None else repeats,
             device=device,
             is_compiled=compiled,
@@ -204,16 +213,16 @@ def train(
         say(MISSING)
     seconds, facts = round(time.perf_counter() - started, 1), machine()
     if json:
-        print_json({**bench.figures(result), "machine": facts, "seconds": seconds})
+        print_json({**told_as.figures(result), "machine": facts, "seconds": seconds})
         return
     shared = result.conditions
-    for title, rows in bench.tables(result).items():
+    for title, rows in told_as.tables(result).items():
         print(
             f"{title}: a training step of {shared.batch} pictures of {bench.SIZE}x{bench.SIZE} on {shared.device.type}"
         )
-        _print_table(bench.COLUMNS, rows)
+        _print_table(told_as.COLUMNS, rows)
         print()
-    for line in bench.notes(result):
+    for line in told_as.notes(result):
         print(line)
     print(f"{told(facts)}; {seconds} s")
 

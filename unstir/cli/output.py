@@ -11,7 +11,6 @@ import os
 import re
 import sys
 import time
-import unicodedata
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,8 @@ from typing import Annotated, Any, Protocol
 from cyclopts import Parameter, Token
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from unstir.generation.names import slug
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 """What a name that ends so is taken for; which of them are written, ``metadata`` says."""
@@ -82,12 +83,6 @@ def require_place(output: str) -> Path:
     if not path.parent.is_dir():
         raise NotADirectoryError(f"there is no folder {path.parent} for {path.name}; make it first")
     return path
-
-
-def slug(prompt: str) -> str:
-    """The prompt as a file name: letters and digits of any script, at most 48 of them, joined by hyphens."""
-    words = re.sub(r"[^\w]+", "-", unicodedata.normalize("NFKC", prompt).lower()).strip("-_")
-    return words[:48].rstrip("-_") or "picture"
 
 
 @contextmanager

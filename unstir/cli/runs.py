@@ -12,10 +12,14 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 from unstir.cli.output import PLAIN_SECONDS, progress_bar, say, writable_folder
 
+if TYPE_CHECKING:
+    from unstir.training.watch import Hold
+
+_A_LOOK = 0.1  # seconds; who watches a run has its lock for less
 _LOOK_SECONDS = 0.2  # how often the loss is asked for, to be shown
 
 
@@ -68,14 +72,34 @@ def locked(directory: Path) -> Generator[None]:
     """Hold a run folder: a second process that wants it is refused."""
     lock = directory / ".lock"
     with writable_folder(directory), lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another process is training in {directory}; wait for it or give another --out") from None
+        if not _took(file):
+            time.sleep(_A_LOOK)
+            if not _took(file):
+                raise ValueError(f"another process is training in {directory}; wait for it or give another --out")
         try:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+def _took(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def hold_of(directory: Path) -> Hold:
+    """What is with the lock of a run folder; nothing is written, and a lock found free is given back at once."""
+    try:
+        with (directory / ".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "held"
+    except (FileNotFoundError, NotADirectoryError):
+        return "free"
+    return "left"
 
 
 @contextmanager
@@ -101,13 +125,14 @@ def progress_of(total: int, pictures: int) -> Generator[Callable[[int, Callable[
             advance(images_seen, text)
             if not is_terminal and rate and (now - last > PLAIN_SECONDS or images_seen == total):
                 last = now
-                left = _duration((total - images_seen) / rate)
+                left = duration((total - images_seen) / rate)
                 say(f"{images_seen}/{total} pictures (epoch {images_seen / pictures:.1f}), {text}, {left} left")
 
         yield tell
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time for people, to the second or the minute."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

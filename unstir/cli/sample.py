@@ -145,7 +145,7 @@ def draw(
     Raises:
         OSError: if a folder or file cannot be written; found out before anything is drawn where possible.
     """
-    from unstir.metadata import Recipe, save_picture
+    from unstir.metadata import recipe_of, save_picture
     from unstir.pipeline import Preview, Result
 
     results: list[Result] = []
@@ -157,13 +157,7 @@ def draw(
                 advance(done + item.index * item.pictures.shape[0])
                 continue
             assert isinstance(item, Result)
-            recipe = Recipe(
-                request=item.request,
-                model=pipe.name if pipe.name == "builtin" else str(Path(pipe.name).resolve()),
-                checksum=pipe.model.checksum,
-                device=str(pipe.device),
-                warnings=item.warnings,
-            )
+            recipe = recipe_of(pipe, item.request, item.warnings)
             save_picture(item.picture, paths[len(results)], recipe if metadata else None)
             results.append(item)
             done += item.request.steps

@@ -6,10 +6,13 @@ Does not know: how a model is trained.
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from json import dumps, loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,7 +23,8 @@ from unstir.cli.runs import changes_of, first_difference, locked, progress_of, r
 from unstir.cli.train_classifier import asks_for_classifier, train_classifier
 
 if TYPE_CHECKING:
-    from unstir.training.run import RunConfig, RunData
+    from unstir.training.engine import Team
+    from unstir.training.run import Hook, RunConfig, RunData
 
 
 def as_settings(arguments: Sequence[str]) -> list[str]:
@@ -109,8 +113,7 @@ def train(
     json
         Print one JSON object at the end; progress goes to stderr.
     """
-    started = time.perf_counter()
-    from unstir.training.run import execute, load_data, read_run
+    from unstir.training.engine import joined, local_device
 
     shortcuts: dict[str, object] = {
         "training.images": images,
@@ -124,38 +127,69 @@ def train(
     }
     changes = changes_of(set_ or [], shortcuts)
     wanted = {"recipe": recipe, "data": data, "start": start, "allow": allow_missing_captions}
-    directory = run_folder(recipe, out, resume=resume)
-    if asks_for_classifier(recipe, directory, resume=resume):
-        unfit = {"--from": start, "--captions": captions, "--aspect": aspect, "--max-broken": max_broken}
-        if allow_missing_captions or any(value is not None for value in unfit.values()):
-            raise ValueError(
-                "a classifier is trained on pictures whose captions name its classes; leave --from, --captions, "
-                "--aspect, --max-broken and --allow-missing-captions out"
+    from unstir.device import resolve_device
+
+    place = local_device(resolve_device(device), os.environ)
+    with joined(place) as team:
+        directory = Path(team.told(str(run_folder(recipe, out, resume=resume)) if team.is_first else ""))
+        if asks_for_classifier(recipe, directory, resume=resume):
+            unfit = {"--from": start, "--captions": captions, "--aspect": aspect, "--max-broken": max_broken}
+            if allow_missing_captions or any(value is not None for value in unfit.values()):
+                raise ValueError(
+                    "a classifier is trained on pictures whose captions name its classes; leave --from, --captions, "
+                    "--aspect, --max-broken and --allow-missing-captions out"
+                )
+            if team.size > 1:
+                raise ValueError("a classifier is trained by one process; start it without torchrun")
+            return train_classifier(
+                directory, recipe=recipe, data=data, changes=changes, resume=resume, device=device, json=json
             )
-        return train_classifier(
-            directory, recipe=recipe, data=data, changes=changes, resume=resume, device=device, json=json
-        )
-    with locked(directory):
+        with locked(directory) if team.is_first else nullcontext():
+            config, fingerprint = _agreed(team, directory, wanted, changes, resume=resume)
+            return _run(team, directory, config, fingerprint, device=str(place), json=json)
+
+
+def _agreed(
+    team: Team, directory: Path, wanted: dict[str, Any], changes: Sequence[tuple[str, str]], *, resume: bool
+) -> tuple[RunConfig, str]:
+    """The configuration of a run, and the fingerprint of the data that it has seen: what the first process found."""
+    from unstir.config import from_dict, to_dict
+    from unstir.training.run import RunConfig, read_run
+
+    said = ""
+    if team.is_first:
         if resume and (directory / "run.json").exists():
             config, fingerprint = read_run(directory)
             config = _resumed(config, wanted, changes)
         else:
             config, fingerprint = _fresh(directory, wanted, changes), ""
-        loaded = load_data(config)
-        if fingerprint and loaded.train.fingerprint() != fingerprint:
-            raise ValueError(
-                f"the pictures or captions in {config.data} are not those that {directory} was trained on; give the "
-                "old ones with --data, or start a new run"
-            )
-        with progress_of(config.training.images, len(loaded.train.epoch)) as tell:
-            outcome = execute(
-                directory,
-                config,
-                loaded,
-                device=device,
-                say=say,
-                hooks=[lambda trainer, report: tell(report.images_seen, lambda: report.loss)],
-            )
+        if team.size == 1:
+            return config, fingerprint
+        said = dumps([to_dict(config), fingerprint])
+    content, fingerprint = loads(team.told(said))
+    return from_dict(RunConfig, content), fingerprint
+
+
+def _run(team: Team, directory: Path, config: RunConfig, fingerprint: str, *, device: str, json: bool) -> int:
+    """The exit status of a run that takes place; the first process of a team tells how it went."""
+    from unstir.training.run import execute, load_data
+
+    started = time.perf_counter()
+    loaded = load_data(config)
+    if fingerprint and loaded.train.fingerprint() != fingerprint:
+        raise ValueError(
+            f"the pictures or captions in {config.data} are not those that {directory} was trained on; give the "
+            "old ones with --data, or start a new run"
+        )
+    watched = progress_of(config.training.images, loaded.train.showings) if team.is_first else nullcontext()
+    with watched as tell:
+        hooks: list[Hook] = []
+        if tell is not None:
+            hooks.append(lambda trainer, report: tell(report.images_seen, lambda: report.loss))
+        outcome = execute(directory, config, loaded, device=device, say=say, hooks=hooks, team=team)
+    status = 0 if outcome.is_finished else 128 + outcome.signal
+    if not team.is_first:
+        return status
     result = {
         "run": str(directory.resolve()),
         "model": str((directory / "model").resolve()),
@@ -166,19 +200,18 @@ def train(
     }
     if json:
         print_json(result)
-    if not outcome.is_finished:
+    if status:
         say(f"stopped and saved at {outcome.images_seen} pictures; go on with: unstir train --out {directory} --resume")
-        return 128 + outcome.signal
-    if not json:
+    elif not json:
         print(f"{outcome.images_seen} pictures seen. The model: {result['model']}")
         print(f'Draw with it: unstir sample "{_an_example(loaded)}" --model {directory}')
-    return 0
+    return status
 
 
 def _fresh(directory: Path, wanted: dict[str, Any], changes: Sequence[tuple[str, str]]) -> RunConfig:
     """The configuration of a new run."""
     from unstir.config import override
-    from unstir.data.folder import find_pictures
+    from unstir.data.large import count_pictures
     from unstir.model import load_model
     from unstir.pipeline import locate_model
     from unstir.recipes import config_of, recipe_for
@@ -191,7 +224,7 @@ def _fresh(directory: Path, wanted: dict[str, Any], changes: Sequence[tuple[str,
     if name is None and wanted["start"] is not None:
         name = "fine-tune"
     elif name is None:
-        name = recipe_for(len(find_pictures(Path(data)).records))
+        name = recipe_for(count_pictures(Path(data)))
         say(f"starting from nothing with the recipe {name}; --from builtin starts from the built-in model")
     config = config_of(name)
     config = replace(
@@ -211,7 +244,7 @@ def _fresh(directory: Path, wanted: dict[str, Any], changes: Sequence[tuple[str,
 
 
 def _resumed(config: RunConfig, wanted: dict[str, Any], changes: Sequence[tuple[str, str]]) -> RunConfig:
-    """The configuration of a run that goes on; only its length, its cadence and the place of its data may change.
+    """The configuration of a run that goes on; only its length, cadence, loggers and the place of its data may change.
 
     Raises:
         ValueError: if anything else is asked for.
@@ -230,7 +263,9 @@ def _resumed(config: RunConfig, wanted: dict[str, Any], changes: Sequence[tuple[
     before, after = to_dict(config), to_dict(changed)
     for content in (before, after):
         content.pop("cadence")
-        content["training"].pop("images")
+        content.pop("log_to")
+        for free in ("images", "workers", "parallel"):  # the latter two change nothing
+            content["training"].pop(free, None)
     path = first_difference(before, after)
     if path:
         raise ValueError(f"a run cannot change {path} on its way; start a new run for that, perhaps with --from")
@@ -248,5 +283,5 @@ def _build_emoji(directory: Path, size: int) -> Path:
 
 
 def _an_example(data: RunData) -> str:
-    captions = [captions[0] for captions in data.train.captions if captions]
-    return captions[0] if captions else "..."
+    train = data.train
+    return next((train.captions[i][0] for i in train.spread(1000) if train.captions[i]), "...")

@@ -10,21 +10,21 @@ Nothing is dropped in silence: what is not used is listed in ``PictureSet.skippe
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from unstir.data.archive import COMPRESSED_TARS, expand_braces, has_braces
 from unstir.data.archive import InArchive as InArchive
 from unstir.data.archive import InZip as InZip
+from unstir.data.columns import file_of, to_record
 from unstir.data.layout import ALLOW_FLAG as ALLOW_FLAG
 from unstir.data.layout import CAPTIONS_FLAG, has_metadata, read_layout
 from unstir.data.layout import SOURCES as SOURCES
-from unstir.data.metadata import CAPTION_COLUMNS, to_captions, to_keywords, to_repeats
 from unstir.data.metadata import NAMES as METADATA_NAMES
-from unstir.data.names import are_captions, split_of, split_of_folder
-from unstir.data.parquet import read_names, read_rows, require_pictures
+from unstir.data.names import are_captions
+from unstir.data.parquet import read_rows
 from unstir.data.records import SPLITS as SPLITS
 from unstir.data.records import SUFFIXES as SUFFIXES
 from unstir.data.records import InFile as InFile
@@ -96,7 +96,55 @@ def _have_telling_names(pictures: PictureSet) -> bool:
     return are_captions([os.path.splitext(key.rpartition("/")[2])[0] for key in keys])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tables:
+    """The parquet files that a set is.
+
+    Args:
+        root: what the user gave.
+        paths: the files; empty where the set is kept otherwise.
+        base: what keys are relative to.
+    """
+
+    root: Path
+    paths: tuple[Path, ...]
+    base: Path
+
+    def require(self, captions: str) -> None:
+        """Refuse a source of captions that parquet files have not.
+
+        Raises:
+            ValueError: if it is none of auto, metadata and none.
+        """
+        if captions not in ("auto", "metadata", "none"):
+            raise ValueError(
+                f"The captions of {self.root} should come from {captions!r}, but those of parquet files are in their"
+                f" columns; choose auto or none with {CAPTIONS_FLAG}."
+            )
+
+
+def find_tables(root: Path) -> Tables:
+    """The parquet files that `find_pictures` would read, none of which is opened; no paths where it reads others.
+
+    Raises:
+        ValueError: if the folder cannot be looked through.
+    """
+    root = Path(root)
+    if root.is_file() and root.suffix.lower() == ".parquet":
+        return Tables(root=root, paths=(root,), base=root.parent)
+    paths = sorted([*root.glob("*.parquet"), *(root / "data").glob("*.parquet")]) if root.is_dir() else []
+    paths = [path for path in paths if path.name not in METADATA_NAMES and not path.name.startswith(".")]
+    if paths:
+        tree = scan_folder(root)
+        if tree.pictures() or has_metadata(tree) or any(key.endswith(".tar") for key in tree):
+            paths = []
+    return Tables(root=root, paths=tuple(paths), base=root)
+
+
 def _find_in_folder(root: Path, captions: str) -> PictureSet:
+    tables = find_tables(root)
+    if tables.paths:
+        return _collect_parquet(tables, captions)
     tree = scan_folder(root)
     if tree.pictures() or has_metadata(tree):
         return read_layout(tree, captions)
@@ -104,10 +152,6 @@ def _find_in_folder(root: Path, captions: str) -> PictureSet:
     if shards:
         inside = scan_tars(root, shards)
         return read_layout(_with_skipped(inside, tree), captions)
-    tables = sorted([*root.glob("*.parquet"), *(root / "data").glob("*.parquet")])
-    tables = [path for path in tables if path.name not in METADATA_NAMES and not path.name.startswith(".")]
-    if tables:
-        return _collect_parquet(root, tables, captions, base=root)
     archives = [key for key in sorted(tree, key=natural) if key.lower().endswith((".zip", *COMPRESSED_TARS))]
     if archives:
         raise ValueError(
@@ -125,7 +169,7 @@ def _with_skipped(inside: Tree, outside: Tree) -> Tree:
 def _find_in_file(path: Path, captions: str) -> PictureSet:
     suffix = path.suffix.lower()
     if suffix == ".parquet":
-        return _collect_parquet(path, [path], captions, base=path.parent)
+        return _collect_parquet(find_tables(path), captions)
     if suffix == ".zip":
         return read_layout(scan_zip(path), captions)
     if suffix == ".tar" or path.name.lower().endswith(COMPRESSED_TARS):
@@ -144,19 +188,16 @@ def _scan_list(root: Path) -> Tree:
     return scan_tars(root, shards)
 
 
-def _collect_parquet(root: Path, paths: Sequence[Path], captions: str, *, base: Path) -> PictureSet:
-    if captions not in ("auto", "metadata", "none"):
-        raise ValueError(
-            f"The captions of {root} should come from {captions!r}, but those of parquet files are in their columns;"
-            f" choose auto or none with {CAPTIONS_FLAG}."
-        )
+def _collect_parquet(tables: Tables, captions: str) -> PictureSet:
+    tables.require(captions)
+    root, paths, base = tables.root, tables.paths, tables.base
     ids: list[str | None] = []
     records: list[Record] = []
     notes: list[str] = []
     for path in paths:
-        for identity, record in _read_records(path, path.relative_to(base).as_posix(), notes):
+        for identity, record in _read_records(path, path.relative_to(base).as_posix(), captions, notes):
             ids.append(identity)
-            records.append(record if captions != "none" else replace(record, captions=(), source="none"))
+            records.append(record)
     if not records:
         raise ValueError(f"There are no pictures in {root}: its parquet files have no rows.")
     # Ids that are missing or that start anew in each file cannot tell pictures apart; file and row always can.
@@ -166,39 +207,7 @@ def _collect_parquet(root: Path, paths: Sequence[Path], captions: str, *, base: 
     return PictureSet(root=root, records=tuple(records), notes=tuple(notes))
 
 
-def _read_records(path: Path, shown: str, notes: list[str]) -> Iterator[tuple[str | None, Record]]:
-    require_pictures(path)
-    names = read_names(path)
-    column = next((name for name in (*CAPTION_COLUMNS, "name") if name in names), None)
-    if column is None:
-        notes.append(f"{path} has no column text or caption, only {', '.join(names)}.")
-    wanted = (column, "also", "id", "keywords", "split", "repeats")
-    columns = [name for name in wanted if name is not None and name in names]
-    fixed = split_of(path.stem)
-    for number, (group, row, values) in enumerate(read_rows(path, columns)):
-        where = f"{path}, row {number}"
-        captions = to_captions(values[column], column, where) if column else ()
-        captions += to_captions(values.get("also"), "also", where)
-        identity = values.get("id")
-        yield (
-            None if identity is None else str(identity),
-            Record(
-                key=f"{shown}#{number}",
-                captions=captions,
-                source="parquet" if captions else "none",
-                split=fixed or _split_of_row(values, where),
-                locate=InParquet(path=path, group=group, row=row),
-                keywords=to_keywords(values.get("keywords"), where),
-                repeats=to_repeats(values.get("repeats"), where),
-            ),
-        )
-
-
-def _split_of_row(row: Mapping[str, Any], where: str) -> str:
-    name = row.get("split")
-    if name is None:
-        return "train"
-    split = split_of_folder(str(name))
-    if split is None:
-        raise ValueError(f"{where}: split is {name!r}, expected train, validation or test.")
-    return split
+def _read_records(path: Path, shown: str, captions: str, notes: list[str]) -> Iterator[tuple[str | None, Record]]:
+    file = file_of(path, shown, captions, notes)
+    for number, (group, row, values) in enumerate(read_rows(path, file.columns)):
+        yield to_record(values, file, InParquet(path=path, group=group, row=row), number=number)

@@ -243,10 +243,10 @@ def _read_sidecars(tree: Tree, files: Sequence[str], used: set[str]) -> Said:
     first, last = files[0], files[-1]
     row = _NOTHING
     if last.endswith(".json"):
-        row = read_said(tree.root / last, tree.read(last))
+        row = read_said(tree.path(last), tree.read(last))
         used.add(last)
     if not first.endswith(".json"):
-        lines = (line.strip() for line in read_text(tree.root / first, tree.read(first)).splitlines())
+        lines = (line.strip() for line in read_text(tree.path(first), tree.read(first)).splitlines())
         row = replace(row, captions=tuple(line for line in lines if line))
     if row.captions:
         used.add(first)

@@ -12,6 +12,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
+from unstir.data.recent import Recent
+
+PICTURES = "image"
+"""The column that has them."""
+
+MOST_BYTES = 64 * 2**20
+"""Of row groups that stay in memory, unless another number is asked for."""
+
+_PICTURES: Recent[Any] = Recent()
+_TEXTS: Recent[Any] = Recent()  # apart, so that looking at captions does not drive pictures out
+
 
 def read_names(path: Path, data: bytes | None = None) -> list[str]:
     """The names of the columns.
@@ -63,31 +74,100 @@ def require_pictures(path: Path) -> None:
         raise ValueError(f"{path}: column image is {kind}, expected binary or struct<bytes: binary, path: string>.")
 
 
-def read_picture(path: Path, group: int, row: int) -> bytes:
-    """The bytes of the picture in a cell of the column "image"; the last two row groups stay in memory.
+def read_footer(path: Path) -> Any:
+    """What a file says of its row groups and columns (pyarrow's FileMetaData), and of no row.
+
+    Raises:
+        OSError: if there is no such file.
+        ValueError: if the file is not a readable parquet file.
+    """
+    return _footer(str(path), path.stat().st_mtime_ns)
+
+
+def read_column(path: Path, group: int, column: str) -> Any:
+    """One column of a row group, as pyarrow's array; it does not stay in memory.
+
+    Raises:
+        OSError: if there is no such file.
+        ValueError: if the file is not a readable parquet file.
+    """
+    return _read_group(path, group, (column,)).column(0).combine_chunks()
+
+
+def read_picture(path: Path, group: int, row: int, *, most_bytes: int = MOST_BYTES) -> bytes:
+    """The bytes of the picture in a cell of the column "image"; its row group stays in memory.
 
     Raises:
         OSError: if the file, or a file that the cell names, cannot be read.
         ValueError: if the cell is empty or the file is not a readable parquet file.
     """
-    cell = _read_group(str(path), group, path.stat().st_mtime_ns)[row].as_py()
+    cell = read_row(path, group, row, (PICTURES,), most_bytes=most_bytes)[PICTURES]
+    return picture_in(cell, f"{path}, row {row} of group {group},", path.parent)
+
+
+def picture_in(cell: Any, where: str, folder: Path) -> bytes:
+    """The bytes of the picture in a cell.
+
+    Args:
+        cell: bytes, or a struct of bytes and path.
+        where: the cell, for messages.
+        folder: what its path is relative to.
+
+    Raises:
+        OSError: if the file that it names cannot be read.
+        ValueError: if it is empty.
+    """
     parts = cast("dict[str, Any]", cell) if isinstance(cell, dict) else {"bytes": cell}
     if parts.get("bytes") is not None:
         return bytes(parts["bytes"])
     if parts.get("path"):  # Hugging Face leaves the bytes out where the picture is a file of its own
-        return (path.parent / str(parts["path"])).read_bytes()
-    raise ValueError(f"{path}, row {row} of group {group}, has no picture in it.")
+        return (folder / str(parts["path"])).read_bytes()
+    raise ValueError(f"{where} has no picture in it.")
 
 
-@lru_cache(maxsize=2)
-def _read_group(path: str, group: int, changed_ns: int) -> Any:
-    """The pictures of one row group; `changed_ns` makes a rewritten file another entry of the cache."""
-    del changed_ns
-    file = _open(Path(path))
+def read_row(
+    path: Path, group: int, row: int, columns: tuple[str, ...], *, most_bytes: int = MOST_BYTES
+) -> dict[str, Any]:
+    """Some columns of one row; those of its row group stay in memory.
+
+    Args:
+        path: the file.
+        group: number of the row group.
+        row: counted within it.
+        columns: their names, at least one.
+        most_bytes: how much of all row groups may stay in memory.
+
+    Raises:
+        OSError: if there is no such file.
+        ValueError: if the file is not a readable parquet file.
+    """
+
+    def load() -> tuple[Any, int]:
+        table = _read_group(path, group, columns)
+        return table, int(table.nbytes)
+
+    # A rewritten file is another entry.
+    key = (str(path), path.stat().st_mtime_ns, group, columns)
+    table = (_PICTURES if PICTURES in columns else _TEXTS).get(key, load, most_bytes=most_bytes)
+    return {name: table.column(number)[row].as_py() for number, name in enumerate(columns)}
+
+
+def _read_group(path: Path, group: int, columns: Sequence[str]) -> Any:
+    import pyarrow.parquet
+
+    footer = read_footer(path)
     try:
-        return file.read_row_group(group, columns=["image"]).column(0).combine_chunks()
+        # Opened anew each time, so that threads and processes share no position in it.
+        with cast(Any, pyarrow.parquet).ParquetFile(path, metadata=footer) as file:
+            return file.read_row_group(group, columns=list(columns)).combine_chunks()
     except Exception as error:
         raise _unreadable(path, error) from None
+
+
+@lru_cache(maxsize=64)
+def _footer(path: str, changed_ns: int) -> Any:
+    del changed_ns
+    return _open(Path(path)).metadata
 
 
 def _open(path: Path, data: bytes | None = None) -> Any:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unstir.data.archive import MAX_BYTES, InArchive, InZip, read_member
-from unstir.data.parquet import read_picture
+from unstir.data.parquet import MOST_BYTES, read_picture
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 SPLITS = ("train", "validation", "test")
@@ -83,21 +83,9 @@ class PictureSet:
 
         Raises:
             OSError: if the file cannot be read.
-            ValueError: if the parquet cell is empty, the parquet file or archive is broken, or the picture has more
-                than 256 MiB.
+            ValueError: as `read_bytes`.
         """
-        where = record.locate
-        if isinstance(where, InParquet):
-            return read_picture(where.path, where.group, where.row)
-        if not isinstance(where, InFile):
-            return read_member(where)
-        with where.path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > MAX_BYTES:
-                raise ValueError(
-                    f"{where.path} has {size:,} bytes, of which {MAX_BYTES:,} are allowed; make it smaller."
-                )
-            return file.read()
+        return read_bytes(record.locate)
 
     def split(self, name: str) -> PictureSet:
         """The same set with the records of one split only.
@@ -108,6 +96,29 @@ class PictureSet:
         if name not in SPLITS:
             raise ValueError(f"There is no split {name!r}; the splits are {', '.join(SPLITS)}.")
         return replace(self, records=tuple(record for record in self.records if record.split == name))
+
+
+def read_bytes(where: Location, *, most_bytes: int = MOST_BYTES) -> bytes:
+    """The bytes of a picture as they are on disk.
+
+    Args:
+        where: the place.
+        most_bytes: how much of parquet files' row groups may stay in memory.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if the parquet cell is empty, the parquet file or archive is broken, or the picture has more than
+            256 MiB.
+    """
+    if isinstance(where, InParquet):
+        return read_picture(where.path, where.group, where.row, most_bytes=most_bytes)
+    if not isinstance(where, InFile):
+        return read_member(where)
+    with where.path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_BYTES:
+            raise ValueError(f"{where.path} has {size:,} bytes, of which {MAX_BYTES:,} are allowed; make it smaller.")
+        return file.read()
 
 
 def natural(key: str) -> tuple[list[str | int], str]:

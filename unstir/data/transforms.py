@@ -32,6 +32,7 @@ _CHUNK = 64  # pictures whose bytes are in memory at once
 _CHUNK_BYTES = 256 * 2**20  # no more are read once there are so many
 
 Pixels = UInt8[np.ndarray, "3 height width"]
+Shape = Callable[[Image.Image], Pixels]
 Progress = Callable[[int, int], None]
 
 # EXIF orientation -> what turns the stored picture into the one that was seen.
@@ -121,6 +122,29 @@ def to_bytes(x: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
     return scaled.add(0.5).floor().to(torch.uint8)
 
 
+def shape_of(aspect: str, size: int, multiple: int | None = None) -> Shape:
+    """What brings a picture to its shape.
+
+    Args:
+        aspect: "crop" takes the middle (`square`), "pad" puts white around the whole (`padded`), "buckets" covers the
+            bucket that `bucket_of` gives, and crops to it.
+        size: width and height in pixels; of buckets those of the square one.
+        multiple: what the sides of buckets are multiples of, in pixels; None where there are to be squares only.
+
+    Raises:
+        ValueError: if there is no such aspect, size < 1, or size is no multiple of `multiple`.
+    """
+    if aspect == "buckets" and multiple is not None:
+        bucket_of(1, 1, size, multiple)  # refuses what is wrong with the two before anything is read
+        return partial(_cover, size=size, multiple=multiple)
+    shapes = {"crop": square, "pad": padded}
+    if aspect not in shapes:
+        instead = "; load_buckets gives pictures of several shapes" if aspect in ASPECTS else ""
+        raise ValueError(f"aspect is {aspect!r}, expected crop or pad{instead}.")
+    require_size(size)
+    return partial(shapes[aspect], size=size)
+
+
 def load_pictures(
     pictures: PictureSet,
     size: int,
@@ -147,17 +171,13 @@ def load_pictures(
         ValueError: if the set is empty, size < 1, there is no such aspect, more than max_broken of the pictures are
             broken, or all are.
     """
-    shapes = {"crop": square, "pad": padded}
-    if aspect not in shapes:
-        instead = "; load_buckets gives pictures of several shapes" if aspect in ASPECTS else ""
-        raise ValueError(f"aspect is {aspect!r}, expected crop or pad{instead}.")
-    require_size(size)
+    shape = shape_of(aspect, size)
     loaded = torch.empty((len(pictures.records), 3, size, size), dtype=torch.uint8)
 
     def keep(index: int, pixels: Pixels) -> None:
         loaded[index] = torch.as_tensor(pixels)
 
-    kept, rest = _decode_all(pictures, partial(shapes[aspect], size=size), keep, progress, max_broken)
+    kept, rest = _decode_all(pictures, shape, keep, progress, max_broken)
     return loaded if len(kept) == len(loaded) else loaded[kept], rest
 
 
@@ -186,22 +206,19 @@ def load_buckets(
         ValueError: if the set is empty, size is no multiple of `multiple`, more than max_broken of the pictures are
             broken, or all are.
     """
-    bucket_of(1, 1, size, multiple)  # refuses what is wrong with the two before anything is read
+    shape = shape_of("buckets", size, multiple)
     loaded: dict[int, Tensor] = {}
-
-    def cover(image: Image.Image) -> Pixels:
-        return covered(image, *bucket_of(image.width, image.height, size, multiple))
 
     def keep(index: int, pixels: Pixels) -> None:
         loaded[index] = torch.as_tensor(pixels)
 
-    kept, rest = _decode_all(pictures, cover, keep, progress, max_broken)
+    kept, rest = _decode_all(pictures, shape, keep, progress, max_broken)
     return [loaded[index] for index in kept], rest
 
 
 def _decode_all(
     pictures: PictureSet,
-    shape: Callable[[Image.Image], Pixels],
+    shape: Shape,
     keep: Callable[[int, Pixels], None],
     progress: Progress | None,
     max_broken: float,
@@ -216,7 +233,7 @@ def _decode_all(
     with ThreadPoolExecutor(max_workers=_WORKERS) as pool:
         # Read here, in the order the files lie on disk; only the decoding, which takes the time, is shared out.
         for chunk in _read_chunks(pictures):
-            results = pool.map(partial(_decode_one, shape=shape), [data for _, data in chunk])
+            results = pool.map(partial(decode_shaped, shape=shape), [data for _, data in chunk])
             for (record, _), result in zip(chunk, results, strict=True):
                 index = order[record.key]
                 if isinstance(result, str):
@@ -297,13 +314,18 @@ def _read(pictures: PictureSet, record: Record) -> bytes | str:
         return str(error)
 
 
-def _decode_one(data: bytes | str, shape: Callable[[Image.Image], Pixels]) -> Pixels | str:
+def decode_shaped(data: bytes | str, shape: Shape) -> Pixels | str:
+    """A picture of a file in its shape, or the reason why there is none: that of the bytes where they are a reason."""
     if isinstance(data, str):
         return data
     try:
         return shape(decode(data))
     except ValueError as error:
         return str(error)
+
+
+def _cover(image: Image.Image, size: int, multiple: int) -> Pixels:
+    return covered(image, *bucket_of(image.width, image.height, size, multiple))
 
 
 def _refuse_broken(pictures: PictureSet, broken: dict[int, str], max_broken: float) -> None:

@@ -49,6 +49,11 @@ class Tree:
         path = self.root / key
         return InFile(path=path) if path.is_file() else None
 
+    def path(self, key: str) -> Path:
+        """What a file is called in messages."""
+        place = self.places[key]
+        return place.path if isinstance(place, InFile) else self.root / key
+
     def read(self, key: str) -> bytes:
         """The bytes of a file that is no picture.
 
@@ -146,7 +151,7 @@ def scan_folder(root: Path) -> Tree:
     return Tree(
         root=root,
         files={folder: sorted(files[folder]) for folder in sorted(files)},
-        places={join(folder, name): InFile(path=root / folder / name) for folder in files for name in files[folder]},
+        places=dict(_on_disk(root, files)),
         skipped=skipped,
         is_folder=True,
     )
@@ -189,6 +194,12 @@ def scan_tars(root: Path, shards: Mapping[str, Path]) -> Tree:
         skipped += [*((join(shard, name), reason) for name, reason in index.skipped), *twice]
     splits = {shard: _split_of_shard(shard or path.name) for shard, path in shards.items()}
     return Tree(root=root, files=_files(places), places=places, skipped=skipped, shards=splits)
+
+
+def _on_disk(root: Path, files: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, InFile]]:
+    for folder, names in files.items():
+        base = root / folder  # joining paths is most of the work where files are many
+        yield from ((join(folder, name), InFile(path=base / name)) for name in names)
 
 
 def _look_at(entry: os.DirEntry[str]) -> tuple[str | None, bool]:

@@ -1,7 +1,7 @@
 """Batches: which picture is seen when, and what is said of it.
 
-Knows: the order of pictures, the wording of captions, which pictures are held out.
-Does not know: losses, networks, files.
+Knows: the order of pictures in memory, the wording of captions, which pictures are held out.
+Does not know: losses, networks, files, how a set that is too large for memory is ordered and read (``data/large.py``).
 
 Everything here is a function of a seed and the index of a sample in the run: going to any place costs nothing, and how
 a run was interrupted leaves no trace.
@@ -12,8 +12,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
@@ -22,33 +24,37 @@ from unstir.condition import Condition
 from unstir.conditioning.captions import DRAWS, Wording
 from unstir.conditioning.text import WordReader
 from unstir.data.folder import PictureSet
+from unstir.data.large import LargeSet, Lazily
+from unstir.data.order import ORDER, shuffled
 from unstir.data.transforms import to_unit
 from unstir.diffusion.noise import KeyedNoise
-from unstir.typing import Noise, floats, integers
+from unstir.typing import Noise, floats
 
 CAPTION, DROP, CODEC, OBJECTIVE, DROPOUT = range(5)
 """Sub-keys of a sample's randomness in training."""
 
-_ORDER = -1  # in the place of a sample's index, which is never negative
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Captioned:
-    """Pictures in memory, with their captions.
+    """Pictures with their captions: in memory, or read when they are asked for.
+
+    Of a large set whole rows are had from ``rows`` alone, which lets the next picture stand in for a broken one.
 
     Args:
         pictures: as bytes, (c, h, w) each; they may differ in height and width.
         captions: of each picture, possibly none.
         keywords: further words for each picture.
         keys: their names.
-        repeats: how often an epoch shows each picture; empty is once.
+        repeats: how often an epoch shows each picture; empty is once, or as ``large`` has it.
+        large: where they are, if they are not in memory.
     """
 
     pictures: Sequence[UInt8[Tensor, "c h w"]]
-    captions: tuple[tuple[str, ...], ...]
-    keywords: tuple[tuple[str, ...], ...]
-    keys: tuple[str, ...]
-    repeats: tuple[int, ...] = ()
+    captions: Sequence[tuple[str, ...]]
+    keywords: Sequence[tuple[str, ...]]
+    keys: Sequence[str]
+    repeats: Sequence[int] = ()
+    large: LargeSet | None = None
 
     @classmethod
     def of(cls, pictures: Iterable[UInt8[Tensor, "c h w"]], records: PictureSet) -> Captioned:
@@ -61,12 +67,37 @@ class Captioned:
             repeats=tuple(record.repeats for record in records.records),
         )
 
+    @classmethod
+    def of_large(cls, large: LargeSet) -> Captioned:
+        """The pictures of a set that stays on the disk."""
+        lazily = partial(Lazily[Any], len(large))
+        return cls(
+            pictures=lazily(partial(_part_of_row, large, "pictures")),
+            captions=lazily(partial(_part_of_row, large, "captions")),
+            keywords=lazily(partial(_part_of_row, large, "keywords")),
+            keys=lazily(partial(_part_of_row, large, "key")),
+            large=large,
+        )
+
     def __len__(self) -> int:
         """Number of pictures."""
         return len(self.keys)
 
     def rows(self, index: Sequence[int]) -> Captioned:
-        """The chosen pictures."""
+        """The chosen pictures, in memory.
+
+        Raises:
+            ValueError: if a file of a large set changed since it was looked through, or too many of its pictures are
+                broken.
+        """
+        if self.large is not None:
+            taken = [self.large.take(i) for i in index]
+            return Captioned(
+                pictures=tuple(picture for _, picture in taken),
+                captions=tuple(record.captions for record, _ in taken),
+                keywords=tuple(record.keywords for record, _ in taken),
+                keys=tuple(record.key for record, _ in taken),
+            )
         return Captioned(
             pictures=tuple(self.pictures[i] for i in index),
             captions=tuple(self.captions[i] for i in index),
@@ -75,33 +106,51 @@ class Captioned:
             repeats=tuple(self.repeats[i] for i in index) if self.repeats else (),
         )
 
+    @property
+    def showings(self) -> int:
+        """Pictures of an epoch, each counted as often as it is shown."""
+        return len(self._epoch) if self.large is None else self.large.order.total
+
+    def shown(self, seed: int, index: Sequence[int]) -> list[int]:
+        """The pictures that the samples ``index`` of a run are."""
+        if self.large is not None:
+            return self.large.shown(seed, index)
+        return self._epoch[[picture_of(seed, i, len(self._epoch)) for i in index]].tolist()
+
+    def spread(self, most: int) -> Sequence[int]:
+        """Every picture of a set in memory; of a large one at most so many, from all over it."""
+        return range(len(self)) if self.large is None else self.large.spread(most)
+
     @cached_property
-    def epoch(self) -> tuple[int, ...]:
+    def _epoch(self) -> Int64[np.ndarray, "showings"]:
         """The pictures of one epoch, in order: each as often as it is repeated."""
-        repeats = self.repeats or (1,) * len(self)
-        return tuple(i for i, count in enumerate(repeats) for _ in range(count))
+        return np.repeat(np.arange(len(self)), self.repeats or 1)
 
     def fingerprint(self) -> str:
-        """A checksum of pictures, captions and their order: a resumed run must see the same set."""
+        """A checksum of pictures, captions and their order: a resumed run must see the same set.
+
+        That of a large set is of what its index says: names, sizes and places, and of no pixels.
+        """
         return self._fingerprint
 
     @cached_property
     def _fingerprint(self) -> str:
         # Every checkpoint writes it down, and the pictures may be many.
+        if self.large is not None:
+            return self.large.table.checksum
         digest = hashlib.sha256()
         for picture in self.pictures:
             digest.update(picture.numpy().tobytes())
-        digest.update(repr((self.keys, self.captions, self.keywords)).encode())
+        digest.update(repr((tuple(self.keys), tuple(self.captions), tuple(self.keywords))).encode())
         if any(count != 1 for count in self.repeats):
-            digest.update(repr(self.repeats).encode())
+            digest.update(repr(tuple(self.repeats)).encode())
         return digest.hexdigest()[:16]
 
 
 @lru_cache(maxsize=2)
 def order_of_epoch(seed: int, epoch: int, count: int) -> tuple[int, ...]:
-    """The order in which one epoch goes through ``count`` pictures."""
-    draws = KeyedNoise(keys=((seed, _ORDER, epoch),)).uniform(torch.zeros(1, count, dtype=torch.float64))
-    return tuple(integers(draws[0].argsort(stable=True)))
+    """The order in which one epoch goes through ``count`` pictures in memory."""
+    return tuple(shuffled(count, seed, ORDER, epoch).tolist())
 
 
 def picture_of(seed: int, index: int, count: int) -> int:
@@ -118,15 +167,19 @@ def batch_of(
         For each shape of picture, pictures in [-1, 1]; their words, some forgotten; and the randomness of each sample.
         Where all pictures have one shape, that is one triple with the samples in their order.
     """
-    epoch = data.epoch
+    chosen = data.rows(data.shown(seed, range(start, start + count)))
     shapes: dict[torch.Size, list[int]] = {}
-    which = {i: epoch[picture_of(seed, i, len(epoch))] for i in range(start, start + count)}
-    for index, picture in which.items():
-        shapes.setdefault(data.pictures[picture].shape, []).append(index)
+    for row, picture in enumerate(chosen.pictures):
+        shapes.setdefault(picture.shape, []).append(row)
     return [
-        _part(data.rows([which[i] for i in index]), reader, wording, seed=seed, index=index, drop=drop)
-        for index in shapes.values()
+        _part(chosen.rows(rows), reader, wording, seed=seed, index=[start + row for row in rows], drop=drop)
+        for rows in shapes.values()
     ]
+
+
+def _part_of_row(large: LargeSet, name: str, row: int) -> Any:
+    """One of the fields of a row of a large set; the picture alone is decoded for it."""
+    return large.take(row)[1] if name == "pictures" else getattr(large.record(row), name)
 
 
 def _part(

@@ -35,7 +35,7 @@ from unstir.nn.encoder import Encoder
 from unstir.training.batches import Captioned, picture_of
 from unstir.training.checkpoint import Checkpoint, load_latest, save_checkpoint
 from unstir.training.ema import ema_decay
-from unstir.training.log import RunLog
+from unstir.training.log import Guarded, RunLog
 from unstir.training.optimizer import OptimizerConfig, learning_rate
 from unstir.training.run import Outcome, RunConfig, Say, is_due, load_data, signals
 from unstir.training.step import Learner, NotFiniteError
@@ -140,6 +140,36 @@ class Labelled:
         """Number of pictures."""
         return len(self.classes)
 
+    def seen(self, seed: int, index: Sequence[int]) -> Labelled:
+        """The samples ``index`` of a run."""
+        chosen = torch.tensor([picture_of(seed, i, len(self)) for i in index])
+        return Labelled(pictures=self.pictures[chosen], classes=self.classes[chosen])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LabelledOnDisk:
+    """Pictures that are read when they are seen, as is the class of each.
+
+    Args:
+        data: the pictures, with captions that name their classes.
+        classes: the names of these.
+    """
+
+    data: Captioned
+    classes: Sequence[str]
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.data)
+
+    def seen(self, seed: int, index: Sequence[int]) -> Labelled:
+        """The samples ``index`` of a run.
+
+        Raises:
+            ValueError: if one has no caption that names a class, or cannot be read.
+        """
+        return Labelled.of(self.data.rows(self.data.shown(seed, index)), self.classes)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierReport:
@@ -173,7 +203,12 @@ class ClassifierTrainer:
     """
 
     def __init__(
-        self, classifier: Classifier, data: Labelled, config: ClassifierTraining, *, device: str = "auto"
+        self,
+        classifier: Classifier,
+        data: Labelled | LabelledOnDisk,
+        config: ClassifierTraining,
+        *,
+        device: str = "auto",
     ) -> None:
         self.classifier, self.data, self.config = classifier, data, config
         self.device = resolve_device(device)
@@ -205,9 +240,9 @@ class ClassifierTrainer:
         started = time.perf_counter()
         config = self.config
         index = range(self.images_seen, min(self.images_seen + config.batch, config.images))
-        chosen = torch.tensor([picture_of(config.seed, i, len(self.data)) for i in index])
+        chosen = self.data.seen(config.seed, index)
         noise = KeyedNoise(keys=tuple((config.seed, i) for i in index))
-        x0, classes = to_unit(self.data.pictures[chosen].to(self.device)), self.data.classes[chosen].to(self.device)
+        x0, classes = to_unit(chosen.pictures.to(self.device)), chosen.classes.to(self.device)
         if config.flip:
             x0 = mirrored(x0, noise.at(_FLIP).uniform(torch.zeros(len(x0))).to(self.device) < 0.5)
         classifier = self.classifier
@@ -306,7 +341,7 @@ class ClassifierData:
         lines: a summary for people.
     """
 
-    train: Labelled
+    train: Labelled | LabelledOnDisk
     held_out: Labelled | None
     fingerprint: str
     lines: tuple[str, ...]
@@ -322,11 +357,15 @@ def load_classes(config: ClassifierRun) -> ClassifierData:
     data = load_data(RunConfig(data=config.data, model=ModelConfig(size=config.classifier.size)))
     classes = config.classifier.classes
     return ClassifierData(
-        train=Labelled.of(data.train, classes),
+        train=_labelled(data.train, classes),
         held_out=Labelled.of(data.validation, classes) if len(data.validation) else None,
         fingerprint=data.train.fingerprint(),
         lines=data.lines,
     )
+
+
+def _labelled(data: Captioned, classes: Sequence[str]) -> Labelled | LabelledOnDisk:
+    return Labelled.of(data, classes) if data.large is None else LabelledOnDisk(data=data, classes=classes)
 
 
 def execute_classifier(
@@ -382,8 +421,9 @@ def execute_classifier(
     directory.mkdir(parents=True, exist_ok=True)
     content = {**to_dict(config), "fingerprint": data.fingerprint}
     write_text_file(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    log = RunLog(directory / "log.jsonl")
-    log.rewind(trainer.images_seen)
+    file_log = RunLog(directory / "log.jsonl")
+    file_log.rewind(trainer.images_seen)
+    log = Guarded({"log.jsonl": file_log}, say)
     told: dict[str, float] = {}
 
     def save() -> None:
@@ -412,7 +452,7 @@ def execute_classifier(
 def _loop(
     trainer: ClassifierTrainer,
     config: ClassifierRun,
-    log: RunLog,
+    log: Guarded,
     save: Callable[[], None],
     hook: Callable[[ClassifierReport], None],
 ) -> int:

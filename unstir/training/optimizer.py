@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from unstir.speedups import is_on
+from unstir.training.engine import fill
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +91,19 @@ class Optimizers:
         }
 
     def load_moments(self, network: nn.Module, moments: Mapping[str, Tensor]) -> None:
-        """Remember what ``moments`` told, each on the device of its weight."""
+        """Remember what ``moments`` told, each on the device of its weight, and laid out in memory as that is."""
         for name, weight in network.named_parameters():
             found = {key.partition(".")[0]: value for key, value in moments.items() if key.partition(".")[2] == name}
             if found:
-                self.state_of(weight).update({moment: value.to(weight.device) for moment, value in found.items()})
+                self.state_of(weight).update({moment: _beside(weight, value) for moment, value in found.items()})
+
+
+def _beside(weight: Tensor, value: Tensor) -> Tensor:
+    if value.shape != weight.shape:  # a count of steps
+        return value.to(weight.device)
+    blank = torch.empty_like(weight, dtype=value.dtype, requires_grad=False)
+    fill(blank, value)
+    return blank
 
 
 def make_optimizer(network: nn.Module, config: OptimizerConfig) -> Optimizers:

@@ -6,6 +6,7 @@ Does not know: command lines, terminals.
     RUN/run.json             the resolved configuration, and which data it saw
     RUN/tokenizer.json       the words
     RUN/log.jsonl            losses, rates, speed, held-out loss per band
+    RUN/tensorboard/         the same for TensorBoard, where the configuration asks for it
     RUN/previews/            what it drew, from the first step on
     RUN/checkpoints/         whole states, the newest two
     RUN/model/               the model (averaged weights) as of the last checkpoint
@@ -20,7 +21,9 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast
 
 import torch
@@ -30,22 +33,26 @@ from torch import nn
 from unstir.conditioning.captions import paraphrases
 from unstir.conditioning.text import WordReader
 from unstir.config import from_dict, read_json_file, to_dict, write_text_file
-from unstir.data.folder import PictureSet, check_captions, find_pictures, summarize
-from unstir.data.transforms import MAX_BROKEN, load_buckets, load_pictures, to_unit
+from unstir.data.folder import PictureSet, check_captions, summarize
+from unstir.data.large import MOST_PICTURES, MOST_PIXELS, LargeSet, Tally, divide, look_through
+from unstir.data.table import Table
+from unstir.data.transforms import MAX_BROKEN, load_buckets, load_pictures, shape_of, to_unit
 from unstir.diffusion.noise import KeyedNoise
 from unstir.model import Model, ModelConfig, build, load_model, load_weights, network_of, save_model, text_of
 from unstir.pipeline import locate_model
 from unstir.training.batches import CODEC, Captioned, read_all
 from unstir.training.checkpoint import load_latest, save_checkpoint
 from unstir.training.ema import share_of_start
-from unstir.training.log import RunLog
+from unstir.training.engine import Team, whole
+from unstir.training.log import Guarded, RunLog, TensorBoard, require_loggers
 from unstir.training.preview import preview_sheet
 from unstir.training.trainer import Report, Trainer, TrainingConfig
-from unstir.training.validation import band_losses
+from unstir.training.validation import band_losses, mean_by_band
 
 _VALIDATION_PICTURES = 128
 _PREVIEWS = 6  # from here and there in the set, where the configuration names none
 _TAUGHT = 5000  # captions written beside the model, for people to read
+_WORDS = 50_000  # pictures of a set on the disk whose captions a tokenizer is trained on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +97,7 @@ class RunConfig:
         training: how.
         cadence: how often it looks up.
         previews: prompts of the preview sheet; empty takes captions of the set.
+        log_to: what is told of the run beside its own log.
     """
 
     recipe: str = "own"
@@ -103,6 +111,7 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     cadence: Cadence = field(default_factory=Cadence)
     previews: tuple[str, ...] = ()
+    log_to: tuple[Literal["tensorboard"], ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a share that is none."""
@@ -146,16 +155,24 @@ class RunData:
     lines: tuple[str, ...]
 
 
-def load_data(config: RunConfig) -> RunData:
+def load_data(config: RunConfig, *, most_in_memory: int = MOST_PICTURES) -> RunData:
     """Read and decode the pictures of a run; those of a split "test" are not even opened.
 
-    A set of 100 pictures or more that brings no validation split gives one in twenty of its pictures to it.
+    A set of 100 pictures or more that brings no validation split gives one in twenty of its pictures to it. A set that
+    is too large for memory stays on the disk (``data/large.py``), and gives at most 512.
+
+    Args:
+        config: the run.
+        most_in_memory: a set of more pictures than these stays on the disk; so does one of more than 1 GiB of pixels.
 
     Raises:
         FileNotFoundError: if there is no such folder.
         ValueError: if the pictures or their captions cannot be used.
     """
-    pictures = find_pictures(Path(config.data), captions=config.captions)
+    most = min(most_in_memory, MOST_PIXELS // (3 * config.model.size**2))
+    pictures = look_through(Path(config.data), config.captions, most=most)
+    if not isinstance(pictures, PictureSet):
+        return _load_large(pictures, config)
     seen = replace(pictures, records=tuple(r for r in pictures.records if r.split != "test"))
     if not seen.records:
         raise ValueError(
@@ -165,10 +182,7 @@ def load_data(config: RunConfig) -> RunData:
     if not any(record.split == "validation" for record in seen.records) and len(seen.records) >= 100:
         seen = replace(seen, records=tuple(replace(r, split=_own_split(r.key)) for r in seen.records))
     train, broken = _load(seen.split("train"), config)
-    validation = seen.split("validation")
-    # The held-out loss compares pictures of one shape.
-    square = replace(config, aspect="crop") if config.aspect == "buckets" else config
-    held_out, also = _load(validation, square) if validation.records else (Captioned.of((), validation), [])
+    held_out, also = _load_held_out(seen.split("validation"), config)
     left_alone = len(pictures.records) - len(seen.records)
     lines = [
         *summarize(seen, aspect=config.aspect).lines(),
@@ -177,6 +191,34 @@ def load_data(config: RunConfig) -> RunData:
         f"training on {len(train)} pictures, {len(held_out)} held out",
     ]
     return RunData(train=train, validation=held_out, lines=tuple(lines))
+
+
+def _load_large(table: Table, config: RunConfig) -> RunData:
+    """A set that stays on the disk; what is held out of it is in memory."""
+    divided = divide(table, aspect=config.aspect, allow_missing_captions=config.allow_missing_captions)
+    multiple = _multiple_of(config.model) if config.aspect == "buckets" else None
+    large = LargeSet(
+        table=table,
+        part=divided.train,
+        repeats=divided.repeats,
+        shape=shape_of(config.aspect, config.model.size, multiple),
+        tally=Tally(root=table.root, max_broken=config.max_broken),
+    )
+    held_out, broken = _load_held_out(divided.held_out, config)
+    words = [f"words are learned from {_WORDS} of them, evenly from the set"] if len(large) > _WORDS else []
+    lines = [
+        *divided.lines,
+        *words,
+        *(f"broken and left out: {key}: {reason}" for key, reason in broken),
+        f"training on {len(large)} pictures, {len(held_out)} held out",
+    ]
+    return RunData(train=Captioned.of_large(large), validation=held_out, lines=tuple(lines))
+
+
+def _load_held_out(records: PictureSet, config: RunConfig) -> tuple[Captioned, list[tuple[str, str]]]:
+    # The held-out loss compares pictures of one shape.
+    square = replace(config, aspect="crop") if config.aspect == "buckets" else config
+    return _load(records, square) if records.records else (Captioned.of((), records), [])
 
 
 def _load(records: PictureSet, config: RunConfig) -> tuple[Captioned, list[tuple[str, str]]]:
@@ -213,10 +255,12 @@ def execute(
     device: str = "auto",
     say: Say = print,
     hooks: Sequence[Hook] = (),
+    team: Team | None = None,
 ) -> Outcome:
     """Train, from the start or from the newest whole checkpoint in ``directory``.
 
-    Ctrl-C and SIGTERM save a checkpoint and end the run in order.
+    Ctrl-C and SIGTERM save a checkpoint and end the run in order. A log or a preview that fails is told, and stops
+    nothing; a checkpoint that cannot be saved ends the run.
 
     Args:
         directory: the run folder.
@@ -225,36 +269,56 @@ def execute(
         device: where.
         say: told what happens, a sentence at a time.
         hooks: called after every step.
+        team: the processes that train as one; all are given the same, and the first one writes and speaks.
 
     Raises:
         ValueError: if the folder holds a run on other data, or a state of another network.
         ArithmeticError: if the loss is not finite; the last checkpoint is untouched.
+        ImportError: if a logger that it asks for is not installed.
         OSError: if the folder cannot be written.
     """
+    team = team or Team()
     # Whatever can be refused is refused before anything is written.
+    require_loggers(config.log_to)
     reader = _reader(directory, config, data)
-    trainer = Trainer(_start(config, reader), data.train, config.training, device=device)
+    trainer = Trainer(first_model(config, reader), data.train, config.training, device=device, team=team)
     parts = ()
     if config.training.micro_batch == "auto":  # from here on a number: whoever resumes must round as this run does
         config = replace(config, training=replace(config.training, micro_batch=trainer.micro_batch))
         parts = (f"{trainer.micro_batch} of {config.training.batch} pictures of a batch at once",)
     went = _go_back(directory, trainer)
-    for line in (f"recipe: {config.recipe}", *data.lines, *parts, f"run folder: {directory.resolve()}", *went):
-        say(line)
-    (directory / "previews").mkdir(parents=True, exist_ok=True)
-    write_text_file(directory / "tokenizer.json", reader.tokenizer.to_str())
-    write_run(directory, config, data)
-    log = RunLog(directory / "log.jsonl")
-    log.rewind(trainer.images_seen)
-    watcher = _Watcher(
-        directory=directory, config=config, data=data, log=log, say=say, device=device, seen=trainer.images_seen
-    )
-    if trainer.images_seen == 0:
-        watcher.preview(trainer)
-    stopped = _loop(trainer, watcher, hooks)
-    if not stopped:
-        watcher.finish(trainer)
+    with _desk(directory, team) as desk:
+        say = say if team.is_first else _silent
+        for line in (f"recipe: {config.recipe}", *data.lines, *parts, f"run folder: {directory.resolve()}", *went):
+            say(line)
+        (desk / "previews").mkdir(parents=True, exist_ok=True)
+        write_text_file(desk / "tokenizer.json", reader.tokenizer.to_str())
+        write_run(desk, config, data)
+        log = RunLog(desk / "log.jsonl")
+        log.rewind(trainer.images_seen)
+        watcher = _Watcher(desk=desk, checkpoints=directory / "checkpoints", config=config, data=data, log=log, say=say)
+        watcher.start(trainer)
+        stopped = _loop(trainer, watcher, hooks)
+        if not stopped:
+            watcher.finish(trainer)
     return Outcome(images_seen=trainer.images_seen, is_finished=not stopped, signal=stopped, held_out=watcher.held_out)
+
+
+@contextmanager
+def _desk(directory: Path, team: Team) -> Generator[Path]:
+    """Where this process writes: the run folder is the first one's, what the others would write again is thrown away.
+
+    All do the same in the same order, previews and held-out losses too: nobody waits for one that is busy alone.
+    """
+    if team.is_first:
+        yield directory
+        return
+    with TemporaryDirectory(prefix="unstir-") as folder:
+        yield Path(folder)
+
+
+def _silent(line: str) -> None:
+    """Says nothing: the first process does."""
 
 
 def write_run(directory: Path, config: RunConfig, data: RunData) -> None:
@@ -285,13 +349,24 @@ class _Watcher:
     """Does what is due after a step, without touching the run."""
 
     def __init__(
-        self, *, directory: Path, config: RunConfig, data: RunData, log: RunLog, say: Say, device: str, seen: int
+        self, *, desk: Path, checkpoints: Path, config: RunConfig, data: RunData, log: RunLog, say: Say
     ) -> None:
-        self.directory, self.config, self.data = directory, config, data
-        self.log, self.say, self.device = log, say, device
+        self.desk, self.checkpoints, self.config, self.data = desk, checkpoints, config, data
+        self.log, self.say = log, say
+        self.loggers = Guarded({"log.jsonl": log}, say)
         self.held_out: dict[str, float] = {}
         self.pending: list[Report] = []
-        self.seen = self.logged = seen
+        self.seen = self.logged = 0
+        self.broken = 0
+
+    def start(self, trainer: Trainer) -> None:
+        """Begin where the trainer is."""
+        self.seen = self.logged = trainer.images_seen
+        if self.config.log_to:
+            board = TensorBoard(self.desk / "tensorboard", images_seen=self.seen)
+            self.loggers = Guarded({"log.jsonl": self.log, "tensorboard": board}, self.say)
+        if self.seen == 0:
+            self.preview(trainer)
 
     def after(self, trainer: Trainer, report: Report) -> None:
         cadence, before, seen = self.config.cadence, self.seen, report.images_seen
@@ -308,7 +383,9 @@ class _Watcher:
             self.save(trainer)
 
     def finish(self, trainer: Trainer) -> None:
-        told = [line for line in self.log.read() if line["images_seen"] == trainer.images_seen and "held_out" in line]
+        told: list[dict[str, Any]] = []
+        with self.loggers.attempt("log.jsonl"):
+            told = [x for x in self.log.read() if x["images_seen"] == trainer.images_seen and "held_out" in x]
         if told:  # the run was finished before
             self.held_out = told[-1]["held_out"]
         else:
@@ -316,16 +393,37 @@ class _Watcher:
         self.preview(trainer)
         self.save(trainer)
 
+    @cached_property
+    def _said(self) -> tuple[tuple[str, ...], ...]:
+        """The captions of each picture, of a set on the disk those of some."""
+        train = self.data.train
+        return tuple(train.captions[i] for i in train.spread(_TAUGHT))
+
+    @property
+    def taught(self) -> tuple[str, ...]:
+        """All different captions among these."""
+        return tuple(dict.fromkeys(caption for captions in self._said for caption in captions))
+
     def save(self, trainer: Trainer) -> None:
         trainer.require_finite()
-        save_checkpoint(self.directory / "checkpoints", trainer.checkpoint())
-        taught = dict.fromkeys(caption for captions in self.data.train.captions for caption in captions)
-        model = replace(trainer.ema_model, training=self._provenance(trainer), taught=tuple(taught)[:_TAUGHT])
-        save_model(model, self.directory / "model", weights=trainer.ema_network.state_dict())
+        save_checkpoint(self.checkpoints, trainer.checkpoint(), trainer.team)
+        weights = whole(trainer.ema_network.state_dict())  # every process gives its shards
+        if not trainer.team.is_first:
+            return
+        model = replace(trainer.ema_model, training=self._provenance(trainer), taught=self.taught[:_TAUGHT])
+        save_model(model, self.desk / "model", weights=weights)
+        self._tell_broken()
+
+    def _tell_broken(self) -> None:
+        large = self.data.train.large
+        if large is not None and large.tally.broken > self.broken:
+            self.broken = large.tally.broken
+            for line in large.tally.lines():
+                self.say(line)
 
     def preview(self, trainer: Trainer) -> None:
-        taught = dict.fromkeys(captions[0] for captions in self.data.train.captions if captions)
-        prompts = self.config.previews or tuple(taught)[:: max(1, len(taught) // _PREVIEWS)][:_PREVIEWS]
+        first = tuple(dict.fromkeys(captions[0] for captions in self._said if captions))
+        prompts = self.config.previews or first[:: max(1, len(first) // _PREVIEWS)][:_PREVIEWS]
         if not prompts:
             return
         ema = self.config.training.ema
@@ -336,8 +434,10 @@ class _Watcher:
             warmup=ema.warmup,
         )
         title = f"{trainer.images_seen} pictures seen; of the average, {share:.1%} is still the start"
-        sheet = preview_sheet(trainer.model, trainer.ema_model, prompts, title=title, device=self.device)
-        sheet.save(self.directory / "previews" / f"{trainer.images_seen:012d}.png")
+        with self.loggers.attempt("a preview"):
+            sheet = preview_sheet(trainer.model, trainer.ema_model, prompts, title=title, device=str(trainer.device))
+            self.loggers.show(trainer.images_seen, sheet)
+            sheet.save(self.desk / "previews" / f"{trainer.images_seen:012d}.png")
 
     def validate(self, trainer: Trainer) -> None:
         if not len(self.data.validation):
@@ -354,7 +454,7 @@ class _Watcher:
         raw = band_losses(trainer.model.denoiser, latents, condition)
         trainer.network.train(was_training)
         self.held_out = average
-        self.log.write(trainer.images_seen, {"held_out": average, "held_out_raw": raw})
+        self.loggers.write(trainer.images_seen, {"held_out": average, "held_out_raw": raw})
         bands = ", ".join(f"{band} {loss:.4f}" for band, loss in average.items())
         self.say(f"held-out error on x0 at {trainer.images_seen} pictures, by log-SNR: {bands}")
 
@@ -363,14 +463,18 @@ class _Watcher:
         count, seconds = len(reports), sum(report.seconds for report in reports)
         images = reports[-1].images_seen - self.logged
         self.logged = reports[-1].images_seen
+        losses = [report.moved.loss for report in reports]
+        log_snr = torch.cat([loss.parts["log_snr"] for loss in losses])
         values = {
             "loss": sum(report.loss for report in reports) / count,
             "x0_error": sum(report.x0_error for report in reports) / count,
             "gradient_norm": sum(report.gradient_norm for report in reports) / count,
             "learning_rate": reports[-1].learning_rate,
             "images_per_second": images / seconds,
+            "loss_by_band": mean_by_band(torch.cat([loss.per_sample for loss in losses]), log_snr),
+            "x0_error_by_band": mean_by_band(torch.cat([loss.parts["x0_error"] for loss in losses]), log_snr),
         }
-        self.log.write(reports[-1].images_seen, values)
+        self.loggers.write(reports[-1].images_seen, values)
 
     def _provenance(self, trainer: Trainer) -> dict[str, Any]:
         config = self.config
@@ -392,7 +496,7 @@ def _own_split(key: str) -> str:
 
 def _go_back(directory: Path, trainer: Trainer) -> list[str]:
     """Put the trainer where the newest whole checkpoint is; what a person should know of it."""
-    checkpoint = load_latest(directory / "checkpoints")
+    checkpoint = load_latest(directory / "checkpoints", trainer.team)
     if checkpoint is None:
         is_damaged = (directory / "checkpoints").is_dir() and any((directory / "checkpoints").iterdir())
         return ["no checkpoint here is whole; starting from the first picture"] if is_damaged else []
@@ -409,7 +513,7 @@ def _loop(trainer: Trainer, watcher: _Watcher, hooks: Sequence[Hook]) -> int:
         trainer.run([*hooks, watcher.after], should_stop=lambda: bool(pending))
         if trainer.images_seen < trainer.config.images:
             watcher.save(trainer)
-            return pending[0]
+            return pending[0] if pending else signal.SIGTERM  # another process of the team was told to stop
     return 0
 
 
@@ -423,15 +527,23 @@ def _reader(directory: Path, config: RunConfig, data: RunData) -> WordReader:
     path = directory / "tokenizer.json"
     if path.exists():
         return WordReader(Tokenizer.from_file(str(path)), text.max_tokens)
+    return reader_for(config, data.train)
+
+
+def reader_for(config: RunConfig, train: Captioned) -> WordReader:
+    """What reads the words of a new run: as the model that it starts from does, or learned from its captions."""
+    text = text_of(config.model)
     if config.start:
         return load_model(locate_model(config.start)).reader
-    said = [caption for captions in data.train.captions for caption in captions]
-    texts = [*said, *(word for words in data.train.keywords for word in words)]
+    index = train.spread(_WORDS)
+    said = [caption for i in index for caption in train.captions[i]]
+    texts = [*said, *(word for i in index for word in train.keywords[i])]
     texts += [form for caption in said for form in paraphrases(caption)]
     return WordReader.train(texts, vocabulary=text.vocabulary, max_tokens=text.max_tokens)
 
 
-def _start(config: RunConfig, reader: WordReader) -> Model:
+def first_model(config: RunConfig, reader: WordReader) -> Model:
+    """The model that a run begins with: fresh weights, by its seed, or those of the model that it starts from."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         model = build(config.model, reader)

@@ -20,14 +20,17 @@ from torch import nn
 from unstir.condition import Condition
 from unstir.conditioning.captions import Wording
 from unstir.config import registered
-from unstir.device import resolve_device, resolve_precision
+from unstir.device import autocast, pins, resolve_device, resolve_precision
 from unstir.diffusion.denoiser import NetworkDenoiser
 from unstir.diffusion.objective import DISTANCES, WEIGHTS, Hybrid, Loss, Offset, Simple, VariationalBound
 from unstir.diffusion.times import EndTime, LogitNormalTimes, LogNormalTimes, LogSNRTimes, Times, UniformTimes
 from unstir.model import Model
 from unstir.training.batches import CODEC, OBJECTIVE, Captioned, batch_of
 from unstir.training.checkpoint import Checkpoint
+from unstir.training.culprit import culprit
 from unstir.training.ema import ema_decay
+from unstir.training.engine import Team, whole_of
+from unstir.training.feed import Feed, Foresight, is_of_one_shape, of_one_length, pinned, resident, workers_of
 from unstir.training.memory import free_bytes, kept_bytes, most_that_fit
 from unstir.training.optimizer import OptimizerConfig, learning_rate
 from unstir.training.step import Learner, Moved, NotFiniteError
@@ -40,6 +43,9 @@ TIMES: dict[str, type[Times]] = {
     "log_snr": LogSNRTimes,
     "end": EndTime,
 }
+
+MAX_WORKERS = 64
+"""Threads that may prepare batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +81,9 @@ class TrainingConfig:
         batch: pictures a step.
         micro_batch: pictures in memory at once; a batch of more is seen in parts whose gradients add up, which changes
             nothing but rounding; None is all, auto as many as the memory takes.
+        parallel: how several processes (torchrun) share the weights: each holds all (ddp), or each its shard (fsdp).
+        workers: threads that prepare the next batches, which changes nothing; 0 is none, auto is 0 on a CPU and 2 on
+            CUDA.
         seed: decides order, wordings, noise and initial weights.
         precision: inside the network; "auto" is bf16 where it is native.
         objective: simple (the weighted error), bound (the likelihood's), or hybrid (simple for the mean, bound for a
@@ -95,6 +104,8 @@ class TrainingConfig:
     images: int = 200_000
     batch: int = 32
     micro_batch: int | Literal["auto"] | None = None
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    workers: int | Literal["auto"] = "auto"
     seed: int = 0
     precision: Literal["auto", "float32", "bf16"] = "auto"
     objective: Literal["simple", "bound", "hybrid"] = "simple"
@@ -113,6 +124,8 @@ class TrainingConfig:
             raise ValueError(f"images and batch must be at least 1, got {self.images} and {self.batch}")
         if isinstance(self.micro_batch, int) and self.micro_batch < 1:
             raise ValueError(f"micro_batch must be at least 1, null (all at once) or auto, got {self.micro_batch}")
+        if isinstance(self.workers, int) and not 0 <= self.workers <= MAX_WORKERS:
+            raise ValueError(f"workers must be from 0 to {MAX_WORKERS}, or auto, got {self.workers}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be a whole number from 0 to {2**32 - 1}, got {self.seed}")
         if not 0 <= self.offset_noise < math.inf:
@@ -175,14 +188,42 @@ class Trainer:
         data: what to train on.
         config: how.
         device: where.
+        team: the processes that train as one; each sees its part of every batch.
+
+    Raises:
+        ValueError: if the batch cannot be divided among them.
     """
 
-    def __init__(self, model: Model, data: Captioned, config: TrainingConfig, *, device: str = "auto") -> None:
-        self.model, self.data, self.config = model, data, config
+    def __init__(
+        self,
+        model: Model,
+        data: Captioned,
+        config: TrainingConfig,
+        *,
+        device: str = "auto",
+        team: Team | None = None,
+    ) -> None:
+        self.model, self.data, self.config, self.team = model, data, config, team or Team()
+        if config.batch % self.team.size:
+            raise ValueError(
+                f"a batch of {config.batch} cannot be divided among {self.team.size} processes; give a multiple with "
+                f"--batch, {-(-config.batch // self.team.size) * self.team.size} say, or start fewer processes"
+            )
         self.device = resolve_device(device)
         self.precision: Literal["float32", "bf16"] = resolve_precision(config.precision, self.device)
         network = cast(nn.Module, model.denoiser.network)
-        self.learner = Learner(network, config.optimizer, device=self.device, precision=self.precision)
+        self.learner = Learner(
+            network,
+            config.optimizer,
+            device=self.device,
+            precision=self.precision,
+            is_static=is_of_one_shape(data),
+            team=self.team,
+            way=config.parallel,
+        )
+        self.denoiser = self._denoiser(self.learner.called)
+        self._shown, self._foresight = resident(data, self.device), Foresight()
+        self.feed = Feed(self._prepare, self._follow, workers=workers_of(config.workers, self.device))
         self.objective = objective_of(config)
         self.images_seen = 0
         self.micro_batch: int | None = None
@@ -201,14 +242,13 @@ class Trainer:
     @property
     def ema_model(self) -> Model:
         """The model with the averaged weights, for previews, validation and saving."""
-        model = self.model
-        denoiser: NetworkDenoiser[Condition] = NetworkDenoiser(
-            self.ema_network,
-            model.process,
-            model.denoiser.parameterization,
-            is_self_conditioned=model.denoiser.is_self_conditioned,
-        )
+        model, denoiser = self.model, self._denoiser(self.ema_network)
         return Model(config=model.config, denoiser=denoiser.eval(), reader=model.reader, training=model.training)
+
+    def _denoiser(self, network: Any) -> NetworkDenoiser[Condition]:
+        """The model's denoiser with other weights, or its own called in another way."""
+        own = self.model.denoiser
+        return NetworkDenoiser(network, own.process, own.parameterization, is_self_conditioned=own.is_self_conditioned)
 
     def step(self) -> Report:
         """See one more batch.
@@ -227,45 +267,74 @@ class Trainer:
         try:
             moved = self.learner.step(losses, count, rate=rate, decay=decay)
         except NotFiniteError as error:
-            raise ArithmeticError(self._diagnosis(error.moved)) from None
+            raise ArithmeticError(self._diagnosis(error.moved, losses)) from None
         self.images_seen = seen
         return Report(images_seen=seen, moved=moved, learning_rate=rate, seconds=time.perf_counter() - started)
 
     def losses(self, count: int) -> list[Callable[[], Loss]]:
-        """The losses of the next ``count`` pictures, computed when they are called: one for each part of the batch."""
-        parts = batch_of(
-            self.data,
-            self.model.reader,
-            self.config.wording,
-            seed=self.config.seed,
-            start=self.images_seen,
-            count=count,
-            drop=self.model.config.condition_drop,
-        )
+        """The losses of this process's rows of the next ``count`` pictures, computed when they are called.
+
+        There is one for each part of the batch; of the first picture where no row is this process's.
+        """
         return [
             partial(self._loss, pictures[rows], condition.rows(rows), noise.rows(rows))
-            for pictures, condition, noise in parts  # pictures of one shape each
+            for pictures, condition, noise in self.feed.take(self.images_seen, count)  # pictures of one shape each
             for rows in slices(len(pictures), self.micro_batch)
         ]
 
+    def _follow(self, start: int) -> tuple[int, int] | None:
+        """Where the batch after ``start`` pictures begins, and how many it shows; None at the end of the run."""
+        left = self.config.images - start
+        return (start, min(self.config.batch, left)) if left > 0 else None
+
+    def _prepare(self, start: int, count: int) -> list[tuple[Picture, Condition, Noise]]:
+        """This process's rows of a batch as ``batch_of`` makes it, ready for the device; called by threads too."""
+        mine = self.team.rows(count)
+        parts = batch_of(
+            self._shown,
+            self.model.reader,
+            self.config.wording,
+            seed=self.config.seed,
+            start=start + mine.start,
+            count=max(mine.stop - mine.start, 1),  # who has none comes along with one: the others wait for it
+            drop=self.model.config.condition_drop,
+        )
+        if self.learner.is_compiled:  # for every length of the words it would be compiled again
+            longest = self.model.reader.max_tokens
+            parts = [(pictures, of_one_length(condition, longest), noise) for pictures, condition, noise in parts]
+        is_pinned = pins(self.device)
+        if is_pinned:
+            parts = [(pinned(pictures), condition.map(pinned), noise) for pictures, condition, noise in parts]
+        if not self.feed.workers:
+            return list[tuple[Picture, Condition, Noise]](parts)
+        foresee = partial(self._foresight.of, is_pinned=is_pinned)
+        return [(pictures, condition, foresee(pictures, noise)) for pictures, condition, noise in parts]
+
     def _loss(self, pictures: Picture, condition: Condition, noise: Noise) -> Loss:
-        pictures, condition = pictures.to(self.device), condition.map(lambda tensor: tensor.to(self.device))
+        is_pinned = pins(self.device)  # then nobody waits for the copy
+        pictures, condition = (
+            pictures.to(self.device, non_blocking=is_pinned),
+            condition.map(lambda tensor: tensor.to(self.device, non_blocking=is_pinned)),
+        )
         latents = self.model.config.codec.encode(pictures, noise.at(CODEC))
-        return self.objective(self.model.denoiser, latents, condition, noise.at(OBJECTIVE))
+        return self.objective(self.denoiser, latents, condition, noise.at(OBJECTIVE))
 
     def run(
         self, hooks: Sequence[Callable[[Trainer, Report], None]], *, should_stop: Callable[[], bool] = lambda: False
     ) -> None:
         """Train until ``config.images`` pictures were seen, or until ``should_stop`` after a step.
 
-        Every hook is called after every step.
+        Every hook is called after every step. When it is over, for whatever reason, so are the threads of the feed.
         """
-        while self.images_seen < self.config.images:
-            report = self.step()
-            for hook in hooks:
-                hook(self, report)
-            if should_stop():
-                return
+        try:
+            while self.images_seen < self.config.images:
+                report = self.step()
+                for hook in hooks:
+                    hook(self, report)
+                if self.team.any(should_stop()):
+                    return
+        finally:
+            self.feed.close()
 
     def require_finite(self) -> None:
         """See that the state is one to go on from.
@@ -274,7 +343,7 @@ class Trainer:
             ArithmeticError: naming the first weight that is not finite.
         """
         for name, weight in [*self.network.named_parameters(), *self.ema_network.named_parameters()]:
-            if not bool(torch.isfinite(weight).all()):
+            if not bool(whole_of(torch.isfinite(weight).all())):
                 raise ArithmeticError(
                     f"the weight {name} is not finite after {self.images_seen} pictures; the last checkpoint is "
                     "untouched: resume with a lower --training.optimizer.learning_rate or in float32"
@@ -293,15 +362,18 @@ class Trainer:
         self.learner.restore(checkpoint)
         self.images_seen = checkpoint.images_seen
 
-    def _diagnosis(self, moved: Moved) -> str:
+    def _diagnosis(self, moved: Moved, losses: Sequence[Callable[[], Loss]]) -> str:
         bad = integers((~torch.isfinite(moved.loss.per_sample)).nonzero().flatten())
         log_snr = moved.loss.parts["log_snr"]
         where = f"the loss at log-SNR {log_snr[bad[0]].item():.2f}" if bad else "the gradient"
-        names = [name for name, weight in self.network.named_parameters() if not bool(torch.isfinite(weight).all())]
-        culprit = f"; weights that are not finite: {names[0]}" if names else ""
+        source = ""
+        if not self.learner.is_sharded:
+            with autocast(self.device, self.precision):  # where it comes a step late, the weights have moved on already
+                source = culprit(self.network, losses if self.learner.is_instant else [])
         return (
-            f"{where} is not finite after {self.images_seen} pictures (gradient norm {moved.norm.item():.3g}){culprit};"
-            " the last checkpoint is untouched: resume with a lower --training.optimizer.learning_rate or in float32"
+            f"{where} is not finite after {self.images_seen} pictures, in step {self.images_seen // self.config.batch} "
+            f"(gradient norm {moved.norm.item():.3g}){source and '; ' + source}; the last checkpoint is untouched: "
+            "resume with a lower --training.optimizer.learning_rate or in float32"
         )
 
 
@@ -312,11 +384,15 @@ def micro_batch_of(trainer: Trainer) -> int:
         MemoryError: if it does not take one.
     """
     one, two = (
-        sum(kept_bytes(loss, trainer.device, trainer.precision) for loss in trainer.losses(count)) for count in (1, 2)
+        sum(kept_bytes(loss, trainer.device, trainer.precision) for loss in trainer.losses(count * trainer.team.size))
+        for count in (1, 2)
     )
     weights = sum(4 * weight.numel() for weight in trainer.network.parameters())
     fixed = max(2 * one - two, 0) + 3 * weights  # the gradient and two moments are not there yet
-    return most_that_fit(trainer.config.batch, free_bytes(trainer.device), fixed=fixed, each=max(two - one, 1))
+    most = most_that_fit(
+        trainer.config.batch // trainer.team.size, free_bytes(trainer.device), fixed=fixed, each=max(two - one, 1)
+    )
+    return -trainer.team.largest(-most)
 
 
 def slices(count: int, most: int | None) -> list[slice]:

@@ -50,5 +50,16 @@ def band_losses(
                 x_t = denoiser.process.marginal(x0, level).sample(noise.at(1))
                 belief = denoiser(x_t, level, condition.rows(slice(start, start + batch)))
             errors.append((belief.x0 - x0).square().flatten(1).mean(1).cpu().double())
-        losses[f"{low:g}..{high:g}"] = torch.cat(errors).mean().item()
+        losses[_name(low, high)] = torch.cat(errors).mean().item()
     return {**losses, "mean": sum(losses.values()) / len(losses)}
+
+
+def mean_by_band(values: Float[Tensor, "n"], log_snr: Float[Tensor, "n"]) -> dict[str, float]:
+    """The mean of what samples cost in each band of log-SNR that has any; those outside of all bands do not count."""
+    values, log_snr = values.detach().cpu().double(), log_snr.detach().cpu().double()
+    inside = {_name(low, high): (log_snr >= low) & (log_snr < high) for low, high in BANDS}
+    return {band: values[rows].mean().item() for band, rows in inside.items() if bool(rows.any())}
+
+
+def _name(low: float, high: float) -> str:
+    return f"{low:g}..{high:g}"

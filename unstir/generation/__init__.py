@@ -1,0 +1,1 @@
+"""Generation: a whole file of prompts, drawn by one process, by several, or on Ray."""
