@@ -34,6 +34,9 @@ SPEEDUPS: dict[str, str] = {
 }
 """What each speed-up is, by its name."""
 
+OF_PROCESS = ("kept_memory",)
+"""Those that the whole process has: who is measured beside ours in one process does without."""
+
 VARIABLE = "UNSTIR_WITHOUT"
 """What the command line reads names from."""
 

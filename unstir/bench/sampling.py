@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from unstir.allocator import keep_memory
 from unstir.bench import theirs
 from unstir.bench.exact import linear, require_whole
 from unstir.bench.training import ddpm
@@ -33,7 +34,7 @@ from unstir.diffusion.spacing import trailing
 from unstir.nn.unet import UNet
 from unstir.pipeline import Pipeline, load
 from unstir.replay import Replayed
-from unstir.speedups import is_on
+from unstir.speedups import OF_PROCESS, is_on, without
 from unstir.typing import X, floats
 
 Advance = Callable[[str, int, int], None]
@@ -201,18 +202,27 @@ def _calls_of(network: Still, run: Run) -> int:
 def take_turns(
     runs: Mapping[tuple[str, str], Run], repeats: int, advance: Callable[[int, int], None]
 ) -> dict[tuple[str, str], Taken]:
-    """What each run takes: medians over rounds in which each has its turn, after one to warm up."""
+    """What each run takes: medians over rounds in which each has its turn, after one to warm up.
+
+    Args:
+        runs: by subject and side; those of "ours" have what we do to the whole process, the others do not.
+        repeats: rounds.
+        advance: called often.
+    """
     grids: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
     walks: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
     for turn in range(repeats + 1):
         for key, run in runs.items():
-            started = time.perf_counter()
-            walk = run()
-            made = time.perf_counter()
-            walk()
+            with without(*(() if key[1] == "ours" else OF_PROCESS)):
+                keep_memory()
+                started = time.perf_counter()
+                walk = run()
+                made = time.perf_counter()
+                walk()
+                ended = time.perf_counter()
             if turn:
                 grids[key].append(made - started)
-                walks[key].append(time.perf_counter() - made)
+                walks[key].append(ended - made)
         advance(turn + 1, repeats + 1)
     return {key: Taken(grid=statistics.median(grids[key]), walk=statistics.median(walks[key])) for key in runs}
 

@@ -68,6 +68,8 @@ def notes(result: Result) -> list[str]:
         f"GFLOP: products and convolutions, {PASSES} times those of a forward pass; of peak: what is called model-FLOP "
         "utilisation; peak: " + ", ".join(f"{peak:.0f} GFLOP/s in {number}" for number, peak in result.peaks.items()),
     ]
+    if shared.device.type == "cpu":
+        lines.append("freed memory goes back to the system in a peer's turn, as in any process, and stays in ours")
     if shared.precision == "float32":
         lines.append(
             "no native bf16 here, so ours runs in float32, the peer at its best too, and shares are of float32"
