@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -87,6 +88,23 @@ def test_twice_is_the_same_number_whatever_the_batch(call: Call, places: Path) -
     scores = [json.loads(call(*arguments, "--batch", batch)[1])["prompts"] for batch in (1, 16, 16)]
     assert scores[0] == scores[1] == scores[2]
     assert list(scores[0]) == ["train"]
+
+
+def test_several_processes_draw_a_share_each_and_find_the_same(
+    call: Call, places: Path, nursery: Any, tmp_path: Path
+) -> None:
+    """Also where one of them has nothing to draw: six prompts of two splits for six processes."""
+    arguments = ["evaluate", places / "run", "--data", places / "set", "--seeds", 2, "--metrics", "prompts,likeness"]
+    arguments += ["--precision", "float32", "--device", "cpu", "--json"]
+    alone = json.loads(call(*arguments)[1])
+    for ranks in (2, 6):
+        out = tmp_path / str(ranks)
+        nursery.start_all(arguments, out, ranks)
+        assert [status for status, _ in nursery.wait_all()] == [0] * ranks
+        found = json.loads(Path(f"{out}.0.out").read_text())
+        assert found["prompts"] == alone["prompts"]
+        assert found["likeness"] == alone["likeness"]
+        assert all(Path(f"{out}.{rank}.out").read_text() == "" for rank in range(1, ranks))
 
 
 def test_a_limit_chooses_by_the_hash_of_the_key(call: Call, places: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -492,3 +492,33 @@ def state_of(folder: Path) -> dict[str, torch.Tensor]:
 def assert_same_state(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
     assert one.keys() == other.keys()
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_a_batch_that_cannot_fit_is_refused_before_a_step(
+    call: Call, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what the first pictures keep; seen in parts it is trained on."""
+    from unstir.training import trainer
+
+    monkeypatch.setattr(trainer, "free_bytes", lambda device: 20 * 2**20)
+    arguments = ["train", "tiny", "--data", data, "--images", 512, "--batch", 512, *SMALL]
+    found = call(*arguments, "--out", tmp_path / "run")
+    assert_refused(found, statuses=(1,))
+    assert "--batch auto" in found[2]
+    assert not (tmp_path / "run" / "run.json").exists()
+    assert call(*arguments, "--out", tmp_path / "parts", "--training.micro_batch", 8)[0] == 0
+
+
+@pytest.mark.parametrize("error", [RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), None])
+def test_memory_that_runs_out_is_told(
+    call: Call, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    from unstir.training.step import Learner
+
+    def step(*arguments: object, **settings: object) -> None:
+        raise error or torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Learner, "step", step)
+    status, _, err = call(*short(data, tmp_path / "run"))
+    assert status == 1
+    assert err.splitlines()[-1].startswith("unstir: the memory does not take it; give a smaller --batch")

@@ -81,9 +81,17 @@ def run(arguments: list[str]) -> int:
     except (ArithmeticError, MemoryError, ImportError) as error:
         return _tell(1, str(error) or type(error).__name__, error)
     except Exception as error:
-        return _tell(
-            1, f"this is a bug in unstir ({type(error).__name__}: {error}); UNSTIR_TRACEBACK=1 shows where", error
+        return _tell(1, _unforeseen(error), error)
+
+
+def _unforeseen(error: Exception) -> str:
+    # Where torch has no memory left it says so by a class of its own on GPUs, on a CPU by a text.
+    if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+        return (
+            "the memory does not take it; give a smaller --batch (for training also --batch auto, which sees it in "
+            "parts), smaller pictures or a smaller network"
         )
+    return f"this is a bug in unstir ({type(error).__name__}: {error}); UNSTIR_TRACEBACK=1 shows where"
 
 
 def _tell(status: int, sentence: str, error: BaseException | None) -> int:

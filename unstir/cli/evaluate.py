@@ -6,6 +6,7 @@ Does not know: how a number is computed.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +17,8 @@ from cyclopts import Parameter
 from unstir.cli.measures import (
     bit_scores,
     draw_questions,
-    likeness_scores,
+    drawn_scores,
     lines_of,
-    prompt_scores,
     questions_of,
     read_options,
 )
@@ -106,52 +106,55 @@ def evaluate(
     """
     from unstir.data.folder import find_pictures
     from unstir.data.transforms import load_pictures
+    from unstir.device import resolve_device
     from unstir.pipeline import load
+    from unstir.training.engine import joined, local_device
 
     asked = read_options(metrics=metrics, split=split, limit=limit, keywords=keywords, prompts=prompts, seeds=seeds)
     if min(batch, draws) < 1:
         raise ValueError(f"batch and draws must be at least 1, got {batch} and {draws}")
     place = None if sheet is None else require_place(sheet)
-    pipe = load(model, device=device, precision=precision)
     settings: Settings = {"steps": steps, "sampler": sampler, "grid": grid, "guidance_scale": guidance}
-    defaults = pipe.request("a", seed=seed, **settings)
-    real, records = load_pictures(find_pictures(Path(data), captions=captions), pipe.model.config.size)
-    questions = questions_of(asked, records)
-    most = max(len(one.prompts) for one in questions.values())
-    pipe.request("a", seed=seed + asked.seeds * most - 1, **settings)  # the last seed
-    started = time.perf_counter()
-    scores: dict[str, dict[str, Any]] = {}
-    if asked.draws:
-        drawn = draw_questions(pipe, questions, seeds=asked.seeds, seed=seed, batch=batch, settings=settings)
-        if "prompts" in asked.metrics:
-            scores["prompts"] = prompt_scores(questions, drawn, real, records)
-        if "likeness" in asked.metrics:
-            scores["likeness"] = likeness_scores(questions, drawn, real)
-    if "bits" in asked.metrics:
-        scores["bits"] = bit_scores(pipe, asked, real, records, draws=draws, seed=seed, batch=batch)
-    if place is not None:
-        share = 64 // len(questions)
-        shown = [p for one in questions.values() for p in one.prompts[:: max(1, len(one.prompts) // share)][:share]]
-        _write_sheet(pipe, shown, place, seed, settings)
-    protocol = {
-        "metric": _METRIC,
-        "size": pipe.model.config.size,
-        "steps": defaults.steps,
-        "sampler": defaults.sampler,
-        "grid": defaults.grid,
-        "guidance": defaults.guidance_scale,
-        "first_seed": seed,
-        "precision": defaults.precision,
-        "weights": "averaged (EMA)",
-    }
-    seconds = round(time.perf_counter() - started, 1)
-    if json:
-        result = {"model": model, "checksum": pipe.model.checksum, "data": data, "protocol": protocol}
-        print_json({**result, **scores, "seconds": seconds})
-        return
-    print("\n".join(lines_of(scores)))
-    if asked.draws:
-        print(", ".join(f"{key} {value}" for key, value in protocol.items() if key != "metric"))
+    where = local_device(resolve_device(device), os.environ)
+    with joined(where) as team:
+        pipe = load(model, device=str(where), precision=precision)
+        defaults = pipe.request("a", seed=seed, **settings)
+        real, records = load_pictures(find_pictures(Path(data), captions=captions), pipe.model.config.size)
+        questions = questions_of(asked, records)
+        most = max(len(one.prompts) for one in questions.values())
+        pipe.request("a", seed=seed + asked.seeds * most - 1, **settings)  # the last seed
+        started = time.perf_counter()
+        scores: dict[str, dict[str, Any]] = {}
+        if asked.draws:
+            drawn = draw_questions(pipe, questions, team, seeds=asked.seeds, seed=seed, batch=batch, settings=settings)
+            scores = drawn_scores(asked, questions, drawn, real, records)
+        if "bits" in asked.metrics:
+            scores["bits"] = bit_scores(pipe, asked, real, records, draws=draws, seed=seed, batch=batch)
+        if not team.is_first:
+            return
+        if place is not None:
+            share = 64 // len(questions)
+            shown = [p for one in questions.values() for p in one.prompts[:: max(1, len(one.prompts) // share)][:share]]
+            _write_sheet(pipe, shown, place, seed, settings)
+        protocol = {
+            "metric": _METRIC,
+            "size": pipe.model.config.size,
+            "steps": defaults.steps,
+            "sampler": defaults.sampler,
+            "grid": defaults.grid,
+            "guidance": defaults.guidance_scale,
+            "first_seed": seed,
+            "precision": defaults.precision,
+            "weights": "averaged (EMA)",
+        }
+        seconds = round(time.perf_counter() - started, 1)
+        if json:
+            result = {"model": model, "checksum": pipe.model.checksum, "data": data, "protocol": protocol}
+            print_json({**result, **scores, "seconds": seconds})
+            return
+        print("\n".join(lines_of(scores)))
+        if asked.draws:
+            print(", ".join(f"{key} {value}" for key, value in protocol.items() if key != "metric"))
 
 
 def _write_sheet(pipe: Pipeline, prompts: Sequence[str], path: Path, seed: int, settings: Settings) -> None:

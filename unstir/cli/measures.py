@@ -7,6 +7,7 @@ Does not know: how a number is computed, how a model is loaded.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from unstir.data.folder import PictureSet
     from unstir.evaluation.prompts import Questions
     from unstir.pipeline import Pipeline, Settings
+    from unstir.training.engine import Team
 
 METRICS = ("prompts", "bits", "likeness")
 _DRAWN = ("prompts", "likeness")  # metrics of drawn pictures
@@ -123,15 +125,46 @@ def questions_of(asked: Asked, records: PictureSet) -> dict[str, Questions]:
 
 
 def draw_questions(
-    pipe: Pipeline, questions: Mapping[str, Questions], *, seeds: int, seed: int, batch: int, settings: Settings
+    pipe: Pipeline,
+    questions: Mapping[str, Questions],
+    team: Team,
+    *,
+    seeds: int,
+    seed: int,
+    batch: int,
+    settings: Settings,
 ) -> dict[str, Tensor]:
-    """Everything that is asked for, drawn: a row a prompt, a column a seed."""
+    """Everything that is asked for, drawn: a row a prompt, a column a seed; each process of a team draws its share."""
     from unstir.evaluation.prompts import draw_all, draw_with
 
-    total = seeds * sum(len(asked.prompts) for asked in questions.values())
-    with progress_bar("drawing", total, unit=" pictures") as advance:
-        draw = draw_with(pipe, seed=seed, batch=batch, settings=settings, advance=advance)
+    counts = [len(asked.prompts) for asked in questions.values()]
+    total = seeds * sum(len(range(count)[team.rows(count)]) for count in counts)
+    shown = progress_bar("drawing", total, unit=" pictures") if team.is_first else nullcontext(_unseen)
+    with shown as advance:
+        own = draw_with(pipe, seed=seed, batch=batch, settings=settings, mine=team.rows, advance=advance)
+
+        def draw(prompts: Sequence[str], run: int) -> Tensor:
+            pictures = own(prompts, run)
+            rows = team.gathered(pictures.flatten(1).T.contiguous(), len(prompts)).T
+            return rows.reshape(len(prompts), *pictures.shape[1:])
+
         return {name: draw_all(draw, asked.prompts, seeds=seeds) for name, asked in questions.items()}
+
+
+def _unseen(done: int) -> None:
+    """Progress of a process that shows none."""
+
+
+def drawn_scores(
+    asked: Asked, questions: Mapping[str, Questions], drawn: Mapping[str, Tensor], real: Tensor, records: PictureSet
+) -> dict[str, dict[str, Any]]:
+    """The metrics of drawn pictures that are asked for."""
+    scores: dict[str, dict[str, Any]] = {}
+    if "prompts" in asked.metrics:
+        scores["prompts"] = prompt_scores(questions, drawn, real, records)
+    if "likeness" in asked.metrics:
+        scores["likeness"] = likeness_scores(questions, drawn, real)
+    return scores
 
 
 def prompt_scores(

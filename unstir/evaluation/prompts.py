@@ -254,6 +254,7 @@ def draw_with(
     seed: int,
     batch: int,
     settings: Settings,
+    mine: Callable[[int], slice] = lambda count: slice(None),
     advance: Callable[[int], None] = lambda done: None,
 ) -> Draw:
     """What ``draw_all`` asks to draw: run r of m prompts has the seeds seed + r m to seed + (r + 1) m - 1.
@@ -263,19 +264,22 @@ def draw_with(
         seed: of the first picture of run 0.
         batch: pictures drawn together.
         settings: of the request.
+        mine: which of so many pictures are drawn: where several processes share them, those of this one.
         advance: told how many pictures are done.
     """
     done = 0
 
     def draw(prompts: Sequence[str], run: int) -> UInt8[Tensor, "m c h w"]:
         nonlocal done
-        pictures: list[Tensor] = []
-        for item in pipe.run(pipe.requests(prompts, seed=seed + run * len(prompts), **settings), batch=batch):
+        asked = pipe.requests(prompts, seed=seed + run * len(prompts), **settings)
+        pictures = [torch.empty(0, 3, asked[0].height, asked[0].width, dtype=torch.uint8)]
+        asked = asked[mine(len(prompts))]
+        for item in pipe.run(asked, batch=batch) if asked else ():
             if isinstance(item, Result):
-                pictures.append(torch.from_numpy(numpy.array(item.picture)).permute(2, 0, 1))
+                pictures.append(torch.from_numpy(numpy.array(item.picture)).permute(2, 0, 1)[None])
                 done += 1
                 advance(done)
-        return torch.stack(pictures)
+        return torch.cat(pictures)
 
     return draw
 

@@ -31,10 +31,6 @@ _NAMED = 128  # bytes beside a tensor and its name: where it begins, and its sha
 _SMALL_FILES = 4096  # bytes of the state and the manifest
 
 
-_SPARE = 2**20
-"""Bytes that stay free beside a checkpoint: for its manifest, the log, a preview."""
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Checkpoint:
     """The state of a run.
@@ -64,11 +60,6 @@ def flat(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {f"{group}/{name}": tensor for group, members in tensors.items() for name, tensor in members.items()}
 
 
-def bytes_of(checkpoint: Checkpoint) -> int:
-    """What a checkpoint takes on the disk, about."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in flat(checkpoint.tensors).values())
-
-
 def save_checkpoint(directory: Path, checkpoint: Checkpoint, team: Team | None = None) -> Path:
     """Write a checkpoint into the folder of checkpoints and forget all but the newest ``KEEP``.
 
@@ -86,7 +77,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, team: Team | None =
     if team.is_first:
         shutil.rmtree(temporary, ignore_errors=True)
         directory.mkdir(parents=True, exist_ok=True)
-        require_room(directory, bytes_of(checkpoint))
+        require_room(directory, bytes_of_checkpoint(checkpoint))
         temporary.mkdir()
     team.wait()
     try:
@@ -115,7 +106,7 @@ def require_room(directory: Path, size: int) -> None:
         OSError: if it does not.
     """
     free = shutil.disk_usage(directory).free
-    if free < size + _SPARE:
+    if free < size:
         raise OSError(
             f"{directory}: the disk has {free / 2**20:,.0f} MiB left, and a checkpoint takes {size / 2**20:,.0f}; free "
             "some and go on with --resume: the checkpoints that are there are untouched"

@@ -21,7 +21,7 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -102,7 +102,7 @@ class Team:
         if self.size > 1:
             dist.barrier(group=_spoken())
 
-    def gathered(self, values: Float[Tensor, "k n"], count: int) -> Float[Tensor, "k m"]:
+    def gathered(self, values: Shaped[Tensor, "k n"], count: int) -> Shaped[Tensor, "k m"]:
         """What the processes have for each of their ``rows(count)``, in the order of all ``count`` of them."""
         if self.size == 1:
             return values
@@ -110,7 +110,7 @@ class Team:
         padded = values.new_zeros(len(values), most)
         padded[:, : values.shape[1]] = values
         everybodys = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(everybodys, padded)
+        dist.all_gather(everybodys, padded, group=_spoken() if values.device.type == "cpu" else None)
         lengths = [rows.stop - rows.start for rows in (self.rows(count, rank) for rank in range(self.size))]
         return torch.cat([part[:, :length] for part, length in zip(everybodys, lengths, strict=True)], 1)
 

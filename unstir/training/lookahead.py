@@ -24,9 +24,9 @@ from unstir.diffusion.noise import KeyedNoise
 from unstir.training.batches import CODEC, Captioned
 from unstir.training.checkpoint import KEEP, bytes_of_checkpoint, bytes_of_tensors
 from unstir.training.ema import share_of_start
-from unstir.training.memory import free_bytes, kept_bytes, most_that_fit
+from unstir.training.memory import free_bytes, most_that_fit
 from unstir.training.run import RunConfig, first_model, reader_for
-from unstir.training.trainer import Trainer
+from unstir.training.trainer import Trainer, memory_of
 
 _MOST_LOG_SNR = -6.0
 _MOST_START = 0.01  # of the start, left in the average
@@ -209,10 +209,8 @@ def free_disk_of(folder: Path) -> int:
 def _measure(trainer: Trainer, config: RunConfig, progress: Stages) -> Measured:
     """Memory, by what the first picture and the first two keep; nothing is timed yet."""
     progress("measuring memory", 0, 1)
-    device, precision = trainer.device, trainer.precision
-    one, two = (sum(kept_bytes(loss, device, precision) for loss in trainer.losses(count)) for count in (1, 2))
-    weights = sum(4 * weight.numel() for weight in trainer.network.parameters())
-    shared, each, free = max(2 * one - two, 0) + 3 * weights, max(two - one, 1), free_bytes(device)
+    shared, each = memory_of(trainer)
+    weights, free = bytes_of_tensors(dict(trainer.network.named_parameters())), free_bytes(trainer.device)
     try:
         fitting = most_that_fit(config.training.batch, free, fixed=shared, each=each)
     except MemoryError:

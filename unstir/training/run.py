@@ -46,7 +46,7 @@ from unstir.training.ema import share_of_start
 from unstir.training.engine import Team, whole
 from unstir.training.log import Guarded, RunLog, TensorBoard, require_loggers
 from unstir.training.preview import preview_sheet
-from unstir.training.trainer import Report, Trainer, TrainingConfig
+from unstir.training.trainer import Report, Trainer, TrainingConfig, require_fit
 from unstir.training.validation import band_losses, mean_by_band
 
 _VALIDATION_PICTURES = 128
@@ -275,6 +275,7 @@ def execute(
         ValueError: if the folder holds a run on other data, or a state of another network.
         ArithmeticError: if the loss is not finite; the last checkpoint is untouched.
         ImportError: if a logger that it asks for is not installed.
+        MemoryError: if the memory does not take a step.
         OSError: if the folder cannot be written.
     """
     team = team or Team()
@@ -286,6 +287,7 @@ def execute(
     if config.training.micro_batch == "auto":  # from here on a number: whoever resumes must round as this run does
         config = replace(config, training=replace(config.training, micro_batch=trainer.micro_batch))
         parts = (f"{trainer.micro_batch} of {config.training.batch} pictures of a batch at once",)
+    require_fit(trainer)
     went = _go_back(directory, trainer)
     with _desk(directory, team) as desk:
         say = say if team.is_first else _silent

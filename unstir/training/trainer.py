@@ -44,6 +44,7 @@ TIMES: dict[str, type[Times]] = {
     "end": EndTime,
 }
 
+_SELDOM_TOO_MANY = 16  # pictures at once; with fewer, nobody looks whether they fit before they do not
 MAX_WORKERS = 64
 """Threads that may prepare batches."""
 
@@ -377,22 +378,48 @@ class Trainer:
         )
 
 
-def micro_batch_of(trainer: Trainer) -> int:
-    """How many pictures of a batch the free memory takes at once, by what the first one and the first two keep.
+def memory_of(trainer: Trainer) -> tuple[int, int]:
+    """What a step keeps, by what the first picture and the first two of a process keep.
 
-    Raises:
-        MemoryError: if it does not take one.
+    Returns:
+        Bytes whatever the pictures, of what is not there before the first step, and bytes a picture.
     """
     one, two = (
         sum(kept_bytes(loss, trainer.device, trainer.precision) for loss in trainer.losses(count * trainer.team.size))
         for count in (1, 2)
     )
     weights = sum(4 * weight.numel() for weight in trainer.network.parameters())
-    fixed = max(2 * one - two, 0) + 3 * weights  # the gradient and two moments are not there yet
-    most = most_that_fit(
-        trainer.config.batch // trainer.team.size, free_bytes(trainer.device), fixed=fixed, each=max(two - one, 1)
-    )
-    return -trainer.team.largest(-most)
+    return max(2 * one - two, 0) + 3 * weights, max(two - one, 1)  # the gradient and two moments are not there yet
+
+
+def micro_batch_of(trainer: Trainer) -> int:
+    """How many pictures of a batch the free memory takes at once.
+
+    Raises:
+        MemoryError: if it does not take one.
+    """
+    fixed, each = memory_of(trainer)
+    count = trainer.config.batch // trainer.team.size
+    return -trainer.team.largest(-most_that_fit(count, free_bytes(trainer.device), fixed=fixed, each=each))
+
+
+def require_fit(trainer: Trainer) -> None:
+    """See that the free memory takes a step, before one is taken.
+
+    Raises:
+        MemoryError: if it does not.
+    """
+    count = trainer.config.batch // trainer.team.size
+    at_once = min(count, trainer.micro_batch or count)
+    if at_once < _SELDOM_TOO_MANY:
+        return
+    fixed, each = memory_of(trainer)
+    needed, free = fixed + each * at_once, free_bytes(trainer.device)
+    if needed > free:
+        raise MemoryError(
+            f"a step with {at_once} pictures at once keeps {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are "
+            "free; give a smaller --batch, or --batch auto, which sees it in parts"
+        )
 
 
 def slices(count: int, most: int | None) -> list[slice]:
