@@ -79,7 +79,7 @@ def fitted_fast(monkeypatch: pytest.MonkeyPatch) -> None:
 # each of them: starting one costs no waiting.
 
 NURSERY = """
-import json, os, sys, time, torch
+import json, os, signal, sys, time, torch
 from unstir.cli.app import run
 import unstir.config, unstir.training.run, unstir.recipes, torch._dynamo
 import torch.distributed.fsdp, torch.distributed.checkpoint
@@ -103,10 +103,18 @@ for line in sys.stdin:
             os._exit(status)
         children.append(child)
     print(json.dumps(children), flush=True)
-    statuses = {}
+    statuses, first = {}, None
     while len(statuses) < len(children):
-        child, status = os.wait()
-        statuses[child] = (os.waitstatus_to_exitcode(status), time.monotonic())
+        child, status = os.waitpid(-1, 0 if first is None else os.WNOHANG)
+        if child:
+            statuses[child] = (os.waitstatus_to_exitcode(status), time.monotonic())
+            first = first or (time.monotonic() if status else None)
+        elif time.monotonic() - first > 8:  # as torchrun ends the others of a process that failed
+            for other in set(children) - statuses.keys():
+                os.kill(other, signal.SIGTERM)
+            first = time.monotonic() + 3600
+        else:
+            time.sleep(0.01)
     print(json.dumps([statuses[child] for child in children]), flush=True)
 """
 
