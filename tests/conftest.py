@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -61,6 +61,30 @@ def process(schedule: Schedule) -> GaussianProcess:
 def any_process(request: pytest.FixtureRequest) -> GaussianProcess:
     """The same, and a table that ends without any signal."""
     return GaussianProcess(schedule=request.param)
+
+
+@pytest.fixture(scope="session")
+def noisy_model() -> Callable[[Path], Path]:
+    """(folder) -> the folder, with a small model of random weights in it: it draws noise, but its own."""
+    # Not imported above: the annotations of networks are checked only where they come in after pytest is configured.
+    from unstir.conditioning.text import WordReader
+    from unstir.model import ModelConfig, SamplingDefaults, build, save_model
+    from unstir.nn import DiTConfig
+    from unstir.nn.text import TextConfig
+
+    def save(folder: Path) -> Path:
+        text = TextConfig(vocabulary=300, max_tokens=48, width=16, depth=1, heads=2)
+        network = DiTConfig(size=16, patch=8, width=32, depth=1, heads=2, text=text)
+        config = ModelConfig(size=16, network=network, sampling=SamplingDefaults(steps=3, guidance_scale=1.5))
+        torch.manual_seed(0)
+        made = build(config, WordReader.train(["red blue cat"], vocabulary=300, max_tokens=48))
+        with torch.no_grad():
+            for weight in made.denoiser.network.parameters():
+                weight.add_(torch.randn(weight.shape) * 0.2)
+        save_model(made, folder)
+        return folder
+
+    return save
 
 
 @pytest.fixture

@@ -14,33 +14,18 @@ from pathlib import Path
 
 import numpy
 import pytest
-import torch
 from PIL import Image
 
-from unstir.conditioning.text import WordReader
 from unstir.metadata import read_recipe
-from unstir.model import ModelConfig, SamplingDefaults, build, save_model
-from unstir.nn import DiTConfig
-from unstir.nn.text import TextConfig
 
 Call = Callable[..., tuple[int, str, str]]
 LINES = ["a red heart", "pizza", "a cat", "red", "blue"]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory: pytest.TempPathFactory, noisy_model: Callable[[Path], Path]) -> Path:
     """A model with random weights: it draws noise, but its own."""
-    text = TextConfig(vocabulary=300, max_tokens=48, width=16, depth=1, heads=2)
-    network = DiTConfig(size=16, patch=8, width=32, depth=1, heads=2, text=text)
-    config = ModelConfig(size=16, network=network, sampling=SamplingDefaults(steps=3, guidance_scale=1.5))
-    torch.manual_seed(0)
-    made = build(config, WordReader.train(["red blue cat"], vocabulary=300, max_tokens=48))
-    with torch.no_grad():
-        for weight in made.denoiser.network.parameters():
-            weight.add_(torch.randn(weight.shape) * 0.2)
-    folder = tmp_path_factory.mktemp("models") / "model"
-    save_model(made, folder)
-    return folder
+    return noisy_model(tmp_path_factory.mktemp("models") / "model")
 
 
 @pytest.fixture

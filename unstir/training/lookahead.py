@@ -322,7 +322,7 @@ def _of_average(ahead: Ahead) -> Finding:
 
 
 def _of_memory(ahead: Ahead, measured: Measured) -> Finding:
-    need, free = (measured.shared_bytes + ahead.at_once * measured.picture_bytes) / _GIB, measured.free_bytes / _GIB
+    need, free = (ahead.memory_bytes or 0) / _GIB, measured.free_bytes / _GIB
     what = f"a step with {ahead.at_once} pictures at once keeps about {need:.2f} GiB, and {free:.1f} GiB are free"
     if ahead.at_once <= measured.fitting:
         return Finding(severity="fine", what=what)

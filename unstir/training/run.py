@@ -298,8 +298,17 @@ def execute(
         write_run(desk, config, data)
         log = RunLog(desk / "log.jsonl")
         log.rewind(trainer.images_seen)
-        watcher = _Watcher(desk=desk, checkpoints=directory / "checkpoints", config=config, data=data, log=log, say=say)
-        watcher.start(trainer)
+        watcher = _Watcher(
+            desk=desk,
+            checkpoints=directory / "checkpoints",
+            config=config,
+            data=data,
+            log=log,
+            say=say,
+            seen=trainer.images_seen,
+        )
+        if trainer.images_seen == 0:
+            watcher.preview(trainer)
         stopped = _loop(trainer, watcher, hooks)
         if not stopped:
             watcher.finish(trainer)
@@ -351,24 +360,16 @@ class _Watcher:
     """Does what is due after a step, without touching the run."""
 
     def __init__(
-        self, *, desk: Path, checkpoints: Path, config: RunConfig, data: RunData, log: RunLog, say: Say
+        self, *, desk: Path, checkpoints: Path, config: RunConfig, data: RunData, log: RunLog, say: Say, seen: int
     ) -> None:
         self.desk, self.checkpoints, self.config, self.data = desk, checkpoints, config, data
         self.log, self.say = log, say
-        self.loggers = Guarded({"log.jsonl": log}, say)
+        board = {"tensorboard": TensorBoard(desk / "tensorboard", images_seen=seen)} if config.log_to else {}
+        self.loggers = Guarded({"log.jsonl": log, **board}, say)
         self.held_out: dict[str, float] = {}
         self.pending: list[Report] = []
-        self.seen = self.logged = 0
+        self.seen = self.logged = seen
         self.broken = 0
-
-    def start(self, trainer: Trainer) -> None:
-        """Begin where the trainer is."""
-        self.seen = self.logged = trainer.images_seen
-        if self.config.log_to:
-            board = TensorBoard(self.desk / "tensorboard", images_seen=self.seen)
-            self.loggers = Guarded({"log.jsonl": self.log, "tensorboard": board}, self.say)
-        if self.seen == 0:
-            self.preview(trainer)
 
     def after(self, trainer: Trainer, report: Report) -> None:
         cadence, before, seen = self.config.cadence, self.seen, report.images_seen

@@ -411,7 +411,7 @@ def require_fit(trainer: Trainer) -> None:
     """
     count = trainer.config.batch // trainer.team.size
     at_once = min(count, trainer.micro_batch or count)
-    if at_once < _SELDOM_TOO_MANY:
+    if at_once < _SELDOM_TOO_MANY or trainer.config.micro_batch == "auto":  # which has been measured, and fits
         return
     fixed, each = memory_of(trainer)
     needed, free = fixed + each * at_once, free_bytes(trainer.device)
