@@ -312,6 +312,19 @@ def test_the_last_preview_is_not_the_noise(pipe: Pipeline) -> None:
     torch.testing.assert_close(first.pictures, expected, atol=1e-4, rtol=0)
 
 
+def test_a_preview_that_nobody_looks_at_is_not_decoded(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+    decode = pipe._decode
+    monkeypatch.setattr(pipe, "_decode", lambda latents: decoded.append(len(latents)) or decode(latents))
+    previews = [
+        item for item in pipe.run(pipe.requests(["red", "a cat"], seed=0, steps=4)) if isinstance(item, Preview)
+    ]
+    assert [preview.rows for preview in previews] == [2, 2, 2]
+    assert decoded == [2]  # the pictures themselves
+    assert previews[1].pictures is previews[1].pictures
+    assert decoded == [2, 2]
+
+
 def test_previews_of_a_redo_show_one_picture(pipe: Pipeline) -> None:
     request = replace(pipe.request("a cat", seed=0), row=2, rows=4)
     previews = [item for item in pipe.run([request]) if isinstance(item, Preview)]

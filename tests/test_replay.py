@@ -6,14 +6,16 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
 
 from unstir import pipeline
 from unstir.condition import Condition
-from unstir.pipeline import load
-from unstir.replay import MOST, Replayed
+from unstir.device import autocast
+from unstir.pipeline import Result, load
+from unstir.replay import MOST, Replayed, Wrapped
 from unstir.speedups import without
 
 
@@ -171,8 +173,7 @@ def test_a_pipeline_draws_the_same_through_it(
     names = list(pipe.model.denoiser.network.state_dict())
     want = pipe.sample("a red heart", n=2, seed=0, guidance_scale=scale)
     assert pipe._replayed is None
-    monkeypatch.setattr(pipeline, "Replayed", partial(Replayed, capture=recorder))
-    monkeypatch.setattr(pipe, "_replayed", pipeline._replayed(pipe.model))
+    monkeypatch.setattr(pipe, "_replayed", pipeline._with_network(pipe.model, partial(Replayed, capture=recorder)))
     assert pipe.sample("a red heart", n=2, seed=0, guidance_scale=scale) == want
     assert recorder.captures == 1
     assert recorder.plays == 7, "eight tuned steps, of which the first is made as ever"
@@ -194,3 +195,46 @@ def test_pictures_are_the_same_on_a_gpu(precision: str) -> None:
         for one, other in zip(want, found, strict=True):
             differences = [abs(a - b) for a, b in zip(one.tobytes(), other.tobytes(), strict=True)]
             assert max(differences) <= 1
+
+
+def test_somebody_else_answers_for_a_network_which_speaks_for_itself() -> None:
+    network = Network()
+    asks: list[tuple[int, ...]] = []
+
+    def ask(inner: nn.Module, x: Tensor, scalar: Tensor, condition: Condition) -> Tensor:
+        asks.append(tuple(x.shape))
+        return inner(x, scalar, condition) + 1
+
+    wrapped = Wrapped(network, ask)
+    given = asked(rows=3)
+    assert (wrapped.in_channels, wrapped.out_channels) == (3, 6)
+    torch.testing.assert_close(wrapped(*given), network(*given) + 1)
+    assert asks == [(3, 3, 4, 4)]
+    assert wrapped.read(given[2]) is given[2]  # this network reads no words
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_pipeline_is_drawn_through_somebody_else(precision: str) -> None:
+    """One row a call without guidance, two with; in no context of the pipeline's; the pictures are its own."""
+    pipe = load("builtin", device="cpu", precision=precision)
+    rows: list[int] = []
+
+    def ask(inner: nn.Module, x: Tensor, scalar: Tensor, condition: Condition) -> Tensor:
+        rows.append(x.shape[0])
+        assert not torch.is_autocast_enabled("cpu")
+        twice = [torch.cat([each, each]) for each in (x, scalar)]
+        with autocast(pipe.device, pipe.precision):
+            return inner(*twice, condition.cat(condition))[: x.shape[0]]
+
+    through = pipe.through(ask)
+    for scale, expected in ((1.0, 1), (3.0, 2)):
+        rows.clear()
+        request = pipe.request("a red heart", seed=5, steps=3, guidance_scale=scale)
+        (ours,), (theirs,) = (
+            [item for item in each.run([request]) if isinstance(item, Result)] for each in (through, pipe)
+        )
+        assert rows == [expected] * 3
+        difference = numpy.asarray(ours.picture).astype(int) - numpy.asarray(theirs.picture)
+        assert abs(difference).max() <= 1
+    assert pipe.sample("a red heart", seed=5, steps=3)
+    assert rows == [2] * 3  # the pipeline itself asks its own network

@@ -6,13 +6,16 @@ Does not know: command lines, files of pictures, training.
 
 from __future__ import annotations
 
+import copy
 import math
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, cast
+from typing import Any, Self, TypedDict, Unpack, cast
 
 import numpy
 import torch
@@ -50,7 +53,7 @@ from unstir.editing import (
     shares,
 )
 from unstir.model import Model, load_model, spacing_of, steps_of
-from unstir.replay import Replayed
+from unstir.replay import Ask, Replayed, Wrapped
 from unstir.speedups import is_on
 from unstir.steering import TILTED, Steering, Told, denoiser_of, process_of, require_fit
 from unstir.typing import X, floats
@@ -155,12 +158,24 @@ class Preview:
     Args:
         index: steps done.
         steps: steps in all.
-        pictures: what is believed of the clean pictures, in [-1, 1].
+        belief: what is believed of the clean pictures, in the space of the process.
+        decode: makes pictures of it; nothing is decoded that nobody looks at.
     """
 
     index: int
     steps: int
-    pictures: Float[Tensor, "b c h w"]
+    belief: Float[Tensor, "b *site"]
+    decode: Callable[[Tensor], Float[Tensor, "b c h w"]]
+
+    @property
+    def rows(self) -> int:
+        """How many pictures these are."""
+        return self.belief.shape[0]
+
+    @cached_property
+    def pictures(self) -> Float[Tensor, "b c h w"]:
+        """What is believed of the clean pictures, in [-1, 1]."""
+        return self.decode(self.belief)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -203,9 +218,22 @@ class Pipeline:
         self.precision = resolve_precision(wanted, self.device)
         model.denoiser.to(self.device)
         lay_out(cast("nn.Module", model.denoiser.network), self.device, self.precision)
-        self._replayed = _replayed(model) if self.device.type == "cuda" else None
+        self._replayed = _with_network(model, Replayed) if self.device.type == "cuda" else None
+        self._through: Model | None = None
         self._weak: dict[str, Model] = {}
         self._classifiers: dict[str, Classifier] = {}
+
+    def through(self, ask: Ask) -> Self:
+        """The same pipeline, whose network is asked by somebody else: together with what others ask, for instance.
+
+        Args:
+            ask: given the network and what it is asked, its answer in float32. It sees to the precision inside the
+                network, and that the network is never called with one row.
+        """
+        asked = copy.copy(self)
+        drawing = self._replayed if self._replayed is not None and is_on("replayed_graphs") else self.model
+        asked._through = _with_network(drawing, lambda network: Wrapped(network, ask))
+        return asked
 
     def request(
         self,
@@ -664,7 +692,7 @@ class Pipeline:
         results: list[Result] = []
         for item in self._draw([request] * request.rows, album):
             if isinstance(item, Preview):
-                yield replace(item, pictures=item.pictures[request.row : request.row + 1])
+                yield replace(item, belief=item.belief[request.row : request.row + 1])
             else:
                 results.append(item)
         yield results[request.row]
@@ -682,7 +710,7 @@ class Pipeline:
         for step in sample(way.sampler, way.denoise, walked, way.x, way.times, noise.at(_STEPS)):
             x = step.x
             if step.belief is not None and step.index < ask.steps:
-                yield Preview(index=step.index, steps=ask.steps, pictures=self._decode(step.belief.x0))
+                yield Preview(index=step.index, steps=ask.steps, belief=step.belief.x0, decode=self._decode)
         pictures = self._decode(x)
         if not bool(torch.isfinite(pictures).all()):
             raise ArithmeticError("the picture is not finite; try --precision float32, fewer steps or less guidance")
@@ -749,7 +777,9 @@ class Pipeline:
 
     def _denoiser(self, requests: Sequence[Request]) -> tuple[Denoiser, Process, list[Cut]]:
         model, ask = self.model, requests[0]
-        if self._replayed is not None and is_on("replayed_graphs"):
+        if self._through is not None:
+            model = self._through
+        elif self._replayed is not None and is_on("replayed_graphs"):
             model = self._replayed
         precision = resolve_precision(ask.precision, self.device)
         with autocast(self.device, precision):
@@ -757,7 +787,8 @@ class Pipeline:
             inner = denoiser_of(model, ask.steering, told)
 
         def denoise(x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
-            with autocast(self.device, precision):
+            # What is switched for a while must not stay so while somebody else, elsewhere, is asked.
+            with autocast(self.device, precision) if self._through is None else nullcontext():
                 return inner(x_t, level, previous)
 
         return denoise, process_of(model, ask.steering, told), cuts
@@ -840,10 +871,10 @@ def locate_model(name: str | Path) -> Path:
     return path / "model" if not (path / "unstir.json").exists() and (path / "model" / "unstir.json").exists() else path
 
 
-def _replayed(model: Model) -> Model:
-    """The model with its network's calls recorded; for drawing, not for saving."""
+def _with_network(model: Model, wrap: Callable[[nn.Module], nn.Module]) -> Model:
+    """The model with something around its network; for drawing, not for saving."""
     inner = model.denoiser
-    network = cast("Network[Condition]", Replayed(cast("nn.Module", inner.network)))
+    network = cast("Network[Condition]", wrap(cast("nn.Module", inner.network)))
     denoiser = NetworkDenoiser(
         network, inner.process, inner.parameterization, is_self_conditioned=inner.is_self_conditioned
     )

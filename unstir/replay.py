@@ -1,6 +1,7 @@
 """Replay: the calls of a network recorded on a GPU, and asked for again as a whole.
 
-Knows: which calls are alike, what a recording reads and writes, how many are kept, when there is none.
+Knows: how somebody else is asked in a network's place; which calls are alike, what a recording reads and writes, how
+many are kept, when there is none.
 Does not know: what the network computes, or who asks.
 
 A small network on a GPU takes as long as the processor needs to ask for its kernels, one by one. A CUDA graph asks for
@@ -58,23 +59,20 @@ class _Recording:
         return self.output.clone()
 
 
-class Replayed(nn.Module):
-    """A network whose calls are recorded the second time that their shapes come, and replayed from then on.
+Ask = Callable[[nn.Module, Tensor, Tensor, Condition], Tensor]
+"""Answers for a network, given the network and its arguments: x, scalar, condition."""
 
-    Where gradients are wanted it is the network itself, and also for good once a call could not be recorded, which is
-    said in a warning. Weights are read where they lie when a call is recorded: they may change in place, but not move.
+
+class Around(nn.Module):
+    """Something around a network; what the network says of itself, and how it reads words, stays.
 
     Args:
-        network: what is called; of (x, scalar, condition).
-        capture: records a call.
+        network: of (x, scalar, condition).
     """
 
-    def __init__(self, network: nn.Module, *, capture: Capture = captured) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network, self.capture = network, capture
-        self.is_recorded = True
-        self._recordings: OrderedDict[object, _Recording | None] = OrderedDict()  # None where shapes came once
-        self._lock = threading.Lock()  # recordings share no memory with each other, but with themselves
+        self.network = network
 
     @property
     def in_channels(self) -> int:
@@ -90,6 +88,46 @@ class Replayed(nn.Module):
         """The condition with its words read, as the network does it."""
         read = getattr(self.network, "read", None)
         return condition if read is None else read(condition)
+
+
+class Wrapped(Around):
+    """A network in whose place somebody else is asked.
+
+    Args:
+        network: of (x, scalar, condition).
+        ask: answers for it, and calls it as it likes, but never with one row.
+    """
+
+    takes_one_row = True  # whoever answers adds the second one, if it is still missing then
+
+    def __init__(self, network: nn.Module, ask: Ask) -> None:
+        super().__init__(network)
+        self.ask = ask
+
+    def forward(
+        self, x: Float[Tensor, "b c *site"], scalar: Float[Tensor, "b"], condition: Condition
+    ) -> Float[Tensor, "b k *site"]:
+        """The answer."""
+        return self.ask(self.network, x, scalar, condition)
+
+
+class Replayed(Around):
+    """A network whose calls are recorded the second time that their shapes come, and replayed from then on.
+
+    Where gradients are wanted it is the network itself, and also for good once a call could not be recorded, which is
+    said in a warning. Weights are read where they lie when a call is recorded: they may change in place, but not move.
+
+    Args:
+        network: what is called; of (x, scalar, condition).
+        capture: records a call.
+    """
+
+    def __init__(self, network: nn.Module, *, capture: Capture = captured) -> None:
+        super().__init__(network)
+        self.capture = capture
+        self.is_recorded = True
+        self._recordings: OrderedDict[object, _Recording | None] = OrderedDict()  # None where shapes came once
+        self._lock = threading.Lock()  # recordings share no memory with each other, but with themselves
 
     def forward(
         self, x: Float[Tensor, "b c *site"], scalar: Float[Tensor, "b"], condition: Condition

@@ -154,7 +154,7 @@ def draw(
     with writable_folder(paths[0].parent), progress_bar("drawing", total, unit=" steps") as advance:
         for item in pipe.run(requests, batch=batch, album=album):
             if isinstance(item, Preview):
-                advance(done + item.index * item.pictures.shape[0])
+                advance(done + item.index * item.rows)
                 continue
             assert isinstance(item, Result)
             recipe = recipe_of(pipe, item.request, item.warnings)

@@ -126,10 +126,10 @@ class NetworkDenoiser(nn.Module, Generic[C]):
         return self._bound(self._read(condition))
 
     def _bound(self, read: C) -> Denoiser:
-        dtype = self._dtype()
+        dtype, takes_one_row = self._dtype(), getattr(self.network, "takes_one_row", False)
 
         def denoise(x_t: X, level: Level, previous: Estimate | None = None) -> Estimate:
-            if x_t.shape[0] > 1:
+            if x_t.shape[0] > 1 or takes_one_row:
                 return self._asked(x_t, level, read, previous, dtype)
             # Kernels for one row may round differently from those for several: never call the network with one.
             twice = torch.cat([x_t, x_t])
