@@ -24,6 +24,7 @@ def build(count: int, *, kept: bool | None = None) -> Condition:
         tokens=start[:, None, None] * torch.ones(count, 3, 4),
         token_mask=torch.ones(count, 3, dtype=torch.bool),
         pooled=start[:, None] * torch.ones(count, 5),
+        labels=start % 3,
         kept=None if kept is None else torch.full((count,), kept),
     )
 
@@ -173,3 +174,11 @@ def test_weights_of_words_go_with_their_rows() -> None:
     assert weighed.cat(plain).word_weights.tolist() == [*weights.tolist(), [1.0] * 3]  # type: ignore[union-attr]
     assert plain.cat(weighed).word_weights.tolist() == [[1.0] * 3, *weights.tolist()]  # type: ignore[union-attr]
     assert plain.cat(plain).word_weights is None
+
+
+def test_labels_that_only_one_side_says_are_none_for_the_other() -> None:
+    told, silent = Condition(pooled=torch.zeros(2, 3), labels=torch.tensor([4, 0])), Condition(pooled=torch.ones(3, 3))
+    assert told.cat(silent).labels.tolist() == [4, 0, -1, -1, -1]  # type: ignore[union-attr]
+    assert silent.cat(told).labels.tolist() == [-1, -1, -1, 4, 0]  # type: ignore[union-attr]
+    assert silent.cat(silent).labels is None
+    assert told.null().labels is told.labels, "forgotten by kept, as words are"

@@ -28,7 +28,8 @@ class Condition:
         tokens: what a text encoder made of the words.
         token_mask: True where ``tokens`` may be attended to.
         pooled: one vector a sample, made of the words.
-        kept: False where words, tokens and pooled are to be replaced by the learned null.
+        labels: the class of each sample; -1 for none.
+        kept: False where words, tokens, pooled and labels are to be replaced by the learned null.
         seeds: what decides which numbers of a sample dropout leaves out, in training.
 
     Raises:
@@ -41,6 +42,7 @@ class Condition:
     tokens: Float[Tensor, "b n d"] | None = None
     token_mask: Bool[Tensor, "b n"] | None = None
     pooled: Float[Tensor, "b e"] | None = None
+    labels: Int[Tensor, "b"] | None = None
     kept: Bool[Tensor, "b"] | None = None
     seeds: Int[Tensor, "b"] | None = None
 
@@ -63,7 +65,7 @@ class Condition:
         return replace(self, **{name: function(tensor) for name, tensor in self._tensors().items()})
 
     def null(self) -> Self:
-        """The same request without its words: every row is answered with the learned null."""
+        """The same request without its words and labels: every row is answered with the learned null."""
         first = next(iter(self._tensors().values()))
         return replace(self, kept=torch.zeros(len(self), dtype=torch.bool, device=first.device))
 
@@ -83,7 +85,7 @@ class Condition:
     def cat(self, other: Self) -> Self:
         """Both conditions, this one's rows first; what only one of them says of ``kept`` is True for the other.
 
-        Likewise what only one of them says of ``word_weights`` is 1 for the other.
+        Likewise what only one of them says of ``word_weights`` is 1 for the other, and of ``labels`` -1.
 
         Raises:
             ValueError: if one of them holds a kind of tensor that the other lacks.
@@ -95,6 +97,9 @@ class Condition:
                 tensors["kept"] = torch.ones(len(owner), dtype=torch.bool, device=first.device)
             if "words" in tensors and "word_weights" not in tensors and ("word_weights" in mine | theirs):
                 tensors["word_weights"] = torch.ones_like(tensors["words"], dtype=torch.float32)
+            if "labels" not in tensors and ("labels" in mine or "labels" in theirs):
+                first = next(iter(tensors.values()))
+                tensors["labels"] = torch.full((len(owner),), -1, device=first.device)
         if mine.keys() != theirs.keys():
             raise ValueError(f"cannot join a condition of {sorted(mine)} with one of {sorted(theirs)}")
         return replace(self, **{name: torch.cat([mine[name], theirs[name]]) for name in mine})

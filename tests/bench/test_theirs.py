@@ -157,6 +157,14 @@ def test_weights_of_another_shape_are_not_copied(change: dict) -> None:
         ("text", TextConfig()),
         ("style", BlockStyle()),
         ("heads", 2),
+        ("head_width", 64),
+        ("up_attention", "last"),
+        ("transformers", 1),
+        ("vector_width", 64),
+        ("classes", 3),
+        ("dimensions", 1),
+        ("resampling", replace(SHIFTED, resampling="block")),
+        ("sum_scale", replace(SHIFTED, sum_scale=0.5)),
         ("has_normed_queries", True),
         ("pads_evenly", True),
         ("width", 32),
@@ -164,5 +172,7 @@ def test_weights_of_another_shape_are_not_copied(change: dict) -> None:
     ids=str,
 )
 def test_a_u_net_that_they_have_not_is_refused(name: str, value: object) -> None:
-    with pytest.raises(ValueError, match="modulation" if name == "style" else name):
-        theirs.their_unet(replace(DDPM, **{name: value}))
+    said = {"style": "modulation", "head_width": "heads"}.get(name, name)
+    setting = "style" if isinstance(value, BlockStyle) else name
+    with pytest.raises(ValueError, match=f"differs from this U-Net in {said}$"):
+        theirs.their_unet(replace(DDPM, **{setting: value}))

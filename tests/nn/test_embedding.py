@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from unstir.condition import Condition
-from unstir.nn.embedding import ConditionReader, VectorEmbedding, grid_positions, sinusoids
+from unstir.nn.embedding import (
+    ConditionReader,
+    VectorEmbedding,
+    grid_positions,
+    require_classes,
+    require_labels,
+    sinusoids,
+    without_dropped_labels,
+)
 from unstir.nn.text import TextConfig
 
 TEXT = TextConfig(vocabulary=20, max_tokens=6, width=8, depth=1, heads=2)
@@ -269,3 +277,66 @@ def test_long_prompts_have_weights_too() -> None:
 def test_a_ragged_long_prompt_is_refused() -> None:
     with pytest.raises(ValueError, match="multiple of 6 tokens, got 7"):
         ConditionReader(TEXT)(Condition(words=torch.ones(1, 7, dtype=torch.long)))
+
+
+def test_the_step_of_a_grid_is_what_its_cells_are_apart() -> None:
+    torch.testing.assert_close(
+        grid_positions(6, 6, 16, step=0.5).view(6, 6, 16)[::2, ::2].flatten(0, 1), grid_positions(3, 3, 16)
+    )
+
+
+LABELS = torch.tensor([2, -1, 0])
+
+
+@pytest.mark.parametrize("has_null_class", [False, True])
+def test_the_class_adds_its_vector_and_no_class_adds_its_own_or_nothing(has_null_class: bool) -> None:
+    torch.manual_seed(0)
+    embedding = VectorEmbedding(8, None, classes=3, has_null_class=has_null_class)
+    assert embedding.labels is not None
+    assert embedding.labels.num_embeddings == 3 + has_null_class
+    scalar, table = torch.tensor([0.0, 5.0, 9.0]), embedding.labels.weight
+    alone = embedding(scalar, Condition(seeds=LABELS))
+    none = table[3] if has_null_class else torch.zeros(8)
+    told = embedding(scalar, Condition(labels=LABELS))
+    torch.testing.assert_close(told, alone + torch.stack([table[2], none, table[0]]))
+    told.sum().backward()
+    touched = table.grad.abs().amax(1) > 0  # type: ignore[union-attr]
+    assert touched.tolist() == [True, False, True, True][: 3 + has_null_class]
+
+
+def test_labels_that_are_not_kept_are_no_class() -> None:
+    kept = torch.tensor([False, True, True])
+    dropped = without_dropped_labels(Condition(labels=LABELS, kept=kept))
+    assert dropped.labels is not None
+    assert dropped.labels.tolist() == [-1, -1, 0]
+    assert dropped.kept is kept
+    for condition in (Condition(labels=LABELS), Condition(kept=kept)):
+        assert without_dropped_labels(condition) is condition
+
+
+def test_a_reader_forgets_labels_with_the_words() -> None:
+    """It takes what ``kept`` says away with what it did, so nobody could do so later."""
+    read = ConditionReader(TEXT)(replace(WORDS, labels=LABELS, kept=torch.tensor([False, True, True])))
+    assert read.kept is None
+    assert read.labels.tolist() == [-1, -1, 0]
+
+
+def test_classes_are_one_at_least_or_not_there() -> None:
+    require_classes(None)
+    require_classes(1)
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match=f"classes must be at least 1, or null .*got {wrong}"):
+            require_classes(wrong)
+
+
+def test_labels_are_classes_of_the_network() -> None:
+    require_labels(Condition(labels=LABELS), 3)
+    require_labels(WORDS, None)
+    with pytest.raises(ValueError, match="labels are from 0 to 1, or -1 for no class, got 2"):
+        require_labels(Condition(labels=LABELS), 2)
+    with pytest.raises(ValueError, match="got -2"):
+        require_labels(Condition(labels=LABELS - 1), 3)
+    with pytest.raises(ValueError, match="told no classes; give a condition without labels"):
+        require_labels(Condition(labels=LABELS), None)
+    with pytest.raises(ValueError, match="needs class labels; give -1 where there is none"):
+        require_labels(WORDS, 3)

@@ -52,6 +52,7 @@ class SelfAttention(nn.Module):
         width: channels of a token.
         heads: number of heads; divides ``width``.
         has_normed_queries: whether queries and keys are normalised.
+        has_bias: whether queries, keys and values have one.
 
     Raises:
         ValueError: if ``heads`` does not divide ``width``.
@@ -60,10 +61,10 @@ class SelfAttention(nn.Module):
         queries).
     """
 
-    def __init__(self, width: int, heads: int, *, has_normed_queries: bool = True) -> None:
+    def __init__(self, width: int, heads: int, *, has_normed_queries: bool = True, has_bias: bool = True) -> None:
         super().__init__()
-        self.heads = _checked_heads(width, heads)
-        self.joint = nn.Linear(width, 3 * width)
+        self.heads = require_heads(width, heads)
+        self.joint = nn.Linear(width, 3 * width, bias=has_bias)
         self.out = nn.Linear(width, width)
         self.query_norm, self.key_norm = _norms(width // heads, has_normed_queries)
 
@@ -82,6 +83,7 @@ class CrossAttention(nn.Module):
         context_width: channels of a token that is looked at.
         heads: number of heads; divides ``width``.
         has_normed_queries: whether queries and keys are normalised.
+        has_bias: whether queries, keys and values have one.
 
     Raises:
         ValueError: if ``heads`` does not divide ``width``.
@@ -89,11 +91,13 @@ class CrossAttention(nn.Module):
     Source: Rombach et al. 2022, arXiv:2112.10752, Sec. 3.3.
     """
 
-    def __init__(self, width: int, context_width: int, heads: int, *, has_normed_queries: bool = True) -> None:
+    def __init__(
+        self, width: int, context_width: int, heads: int, *, has_normed_queries: bool = True, has_bias: bool = True
+    ) -> None:
         super().__init__()
-        self.heads = _checked_heads(width, heads)
-        self.query = nn.Linear(width, width)
-        self.joint = nn.Linear(context_width, 2 * width)
+        self.heads = require_heads(width, heads)
+        self.query = nn.Linear(width, width, bias=has_bias)
+        self.joint = nn.Linear(context_width, 2 * width, bias=has_bias)
         self.out = nn.Linear(width, width)
         self.query_norm, self.key_norm = _norms(width // heads, has_normed_queries)
 
@@ -114,7 +118,12 @@ def _norms(width: int, has_normed_queries: bool) -> tuple[nn.Module, nn.Module]:
     return nn.LayerNorm(width, bias=False), nn.LayerNorm(width, bias=False)
 
 
-def _checked_heads(width: int, heads: int) -> int:
+def require_heads(width: int, heads: int) -> int:
+    """The number of heads, where it divides the width.
+
+    Raises:
+        ValueError: where it does not.
+    """
     if heads < 1 or width % heads:
         raise ValueError(f"the number of heads must divide the width, got {heads} heads for width {width}")
     return heads

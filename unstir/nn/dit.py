@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from unstir.condition import Condition
 from unstir.nn.attention import SelfAttention
-from unstir.nn.embedding import ConditionReader, VectorEmbedding, grid_positions, require_words
-from unstir.nn.layers import SwiGLU, modulate, require_positive, zero_init
+from unstir.nn.embedding import ConditionReader, VectorEmbedding, grid_positions, require_labels, require_words
+from unstir.nn.layers import SwiGLU, modulate, require_patches, require_positive, zero_init
 from unstir.nn.text import TextConfig
 
 
@@ -74,11 +74,7 @@ class DiT(nn.Module):
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        if config.size % config.patch or config.width % 4:
-            raise ValueError(
-                f"patch must divide size and 4 must divide width, got size {config.size}, patch {config.patch}, "
-                f"width {config.width}"
-            )
+        require_patches(config.size, config.patch, config.width)
         self.config = config
         self.in_channels, self.out_channels = config.channels, config.out_channels or config.channels
         self.multiple, self.is_one_size = config.size, True
@@ -117,6 +113,7 @@ class DiT(nn.Module):
             raise ValueError(f"this network draws {size}x{size}, got {x.shape[3]}x{x.shape[2]}")
         condition = self.read(condition)
         require_words(condition, is_told_words=self.reader is not None)
+        require_labels(condition, None)
         vector = F.silu(self.vector(scalar, condition))
         tokens = self.patches(F.pixel_unshuffle(x, patch).flatten(2).transpose(1, 2))  # b n d
         tokens = tokens + cast(Tensor, self.positions).to(tokens.dtype)

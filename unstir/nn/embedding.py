@@ -29,13 +29,19 @@ def sinusoids(scalar: Float[Tensor, "b"], count: int, longest: float = 10000.0) 
     return torch.cat([angle.sin(), angle.cos()], -1)
 
 
-def grid_positions(height: int, width: int, channels: int) -> Float[Tensor, "n d"]:
+def grid_positions(height: int, width: int, channels: int, step: float = 1.0) -> Float[Tensor, "n d"]:
     """Fixed positions of the cells of a grid, row by row: half of the channels tell the row, half the column.
+
+    Args:
+        height: number of rows.
+        width: number of columns.
+        channels: of a position.
+        step: from one row or column to the next.
 
     Source: Dosovitskiy et al. 2021, arXiv:2010.11929, Appendix D.4, with the sinusoids of the transformer.
     """
-    rows = sinusoids(torch.arange(height, dtype=torch.float32), channels // 2)
-    columns = sinusoids(torch.arange(width, dtype=torch.float32), channels // 2)
+    rows = sinusoids(step * torch.arange(height, dtype=torch.float32), channels // 2)
+    columns = sinusoids(step * torch.arange(width, dtype=torch.float32), channels // 2)
     both = torch.cat([rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)], -1)
     return both.flatten(0, 1)
 
@@ -66,6 +72,7 @@ class ConditionReader(nn.Module):
 
         Where ``kept`` is False they have no influence at all, on values or on gradients.
         """
+        condition = without_dropped_labels(condition)
         tokens, mask, pooled = condition.tokens, condition.token_mask, condition.pooled
         if condition.words is not None:
             words, mask = condition.words, condition.word_mask
@@ -145,26 +152,88 @@ class ConditionReader(nn.Module):
 
 
 class VectorEmbedding(nn.Module):
-    """One vector a sample, made of the scalar and the pooled words.
+    """One vector a sample, made of the scalar, the pooled words and the class.
 
     Args:
         width: channels of the vector.
         pooled_width: channels of the pooled words; None where there are no words.
         features: sinusoids of the scalar.
+        classes: number of classes; None where there are none.
+        has_null_class: whether no class has a vector of its own, as the classes have; else it adds nothing.
     """
 
-    def __init__(self, width: int, pooled_width: int | None, features: int = 128) -> None:
+    def __init__(
+        self,
+        width: int,
+        pooled_width: int | None,
+        features: int = 128,
+        *,
+        classes: int | None = None,
+        has_null_class: bool = False,
+    ) -> None:
         super().__init__()
-        self.features = features
+        self.features, self.classes, self.has_null_class = features, classes, has_null_class
         self.scalar = scalar_layers(features, width)
         self.pooled = None if pooled_width is None else nn.Linear(pooled_width, width)
+        self.labels = None if classes is None else nn.Embedding(classes + has_null_class, width)
+        if self.labels is not None:
+            nn.init.normal_(self.labels.weight, std=0.02)
 
     def forward(self, scalar: Float[Tensor, "b"], condition: Condition) -> Float[Tensor, "b d"]:
-        """The vector; without pooled words, that of the scalar alone."""
-        vector = self.scalar(sinusoids(scalar, self.features))
-        if condition.pooled is None or self.pooled is None:
-            return vector
-        return vector + self.pooled(condition.pooled)
+        """The vector; without pooled words and labels, that of the scalar alone."""
+        features = sinusoids(scalar, self.features)
+        vector = self.scalar(features.to(cast(Tensor, self.scalar[0].weight).dtype))
+        if self.pooled is not None and condition.pooled is not None:
+            vector = vector + self.pooled(condition.pooled)
+        if self.labels is not None and condition.labels is not None:
+            vector = vector + self._of_class(self.labels, condition.labels)
+        return vector
+
+    def _of_class(self, table: nn.Embedding, labels: Int[Tensor, "b"]) -> Float[Tensor, "b d"]:
+        if self.has_null_class:
+            return table(torch.where(labels < 0, table.num_embeddings - 1, labels))
+        return torch.where((labels < 0)[:, None], 0, table(labels.clamp(min=0)))
+
+
+def without_dropped_labels(condition: Condition) -> Condition:
+    """The condition with no class where ``kept`` is False; what it says of words and ``kept`` is left as it is."""
+    if condition.labels is None or condition.kept is None:
+        return condition
+    return replace(condition, labels=torch.where(condition.kept, condition.labels, -1))
+
+
+def require_classes(classes: int | None) -> None:
+    """See that a network is told of one class at least, or of none at all.
+
+    Raises:
+        ValueError: where it is otherwise.
+    """
+    if classes is not None and classes < 1:
+        raise ValueError(f"classes must be at least 1, or null for a network that is told none, got {classes}")
+
+
+def require_labels(condition: Condition, classes: int | None) -> None:
+    """See that a condition has labels for a network that is told classes, and none for one that is not.
+
+    Args:
+        condition: of any rows.
+        classes: number of classes of the network; None where it is told none.
+
+    Raises:
+        ValueError: where it is otherwise, or a label is no class of the network.
+    """
+    labels = condition.labels
+    if classes is None:
+        if labels is not None:
+            raise ValueError("this network is told no classes; give a condition without labels")
+        return
+    if labels is None:
+        raise ValueError("this network needs class labels; give -1 where there is none")
+    if labels.is_meta or torch.compiler.is_compiling():
+        return  # there is nothing to look at
+    if len(labels) and not bool(((labels >= -1) & (labels < classes)).all()):
+        wrong = labels[(labels < -1) | (labels >= classes)][0]
+        raise ValueError(f"labels are from 0 to {classes - 1}, or -1 for no class, got {int(wrong)}")
 
 
 def require_words(condition: Condition, *, is_told_words: bool) -> None:
