@@ -17,7 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from unstir.config import to_dict
-from unstir.metadata import PICTURE_SUFFIXES, Recipe, parameters, read_recipe, save_picture
+from unstir.metadata import PICTURE_SUFFIXES, Recipe, as_png, parameters, read_recipe, recipe_in, save_picture
 from unstir.pipeline import Request
 
 REQUEST = Request(
@@ -321,6 +321,21 @@ def test_a_damaged_picture(tmp_path_factory: pytest.TempPathFactory, png: Path, 
 GOOD = to_dict(RECIPE)
 
 
+@pytest.mark.parametrize("recipe", [RECIPE, None])
+def test_a_picture_without_a_file(tmp_path: Path, recipe: Recipe | None) -> None:
+    """As bytes it is what the file holds."""
+    save_picture(PICTURE, tmp_path / "x.png", recipe)
+    assert as_png(PICTURE, recipe) == (tmp_path / "x.png").read_bytes()
+
+
+def test_a_recipe_without_a_file() -> None:
+    assert recipe_in(as_png(PICTURE, RECIPE)) == RECIPE
+    with pytest.raises(ValueError, match="the upload carries no recipe"):
+        recipe_in(as_png(PICTURE, None), "the upload")
+    with pytest.raises(ValueError, match="the upload is no picture"):
+        recipe_in(as_png(PICTURE, RECIPE)[:60], "the upload")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -333,6 +348,8 @@ GOOD = to_dict(RECIPE)
         (json.dumps({**GOOD, "request": {**GOOD["request"], "seed": "one"}}), "request.seed.*'one'"),
         (json.dumps({**GOOD, "request": {k: v for k, v in GOOD["request"].items() if k != "steps"}}), "request.steps"),
         (json.dumps({**GOOD, "request": 3}), "request"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"request": ' * 100_000, "nested too deeply"),
         (json.dumps({**GOOD, "warnings": "w"}), "warnings"),
     ],
 )

@@ -9,11 +9,12 @@ truth) and ``Software``.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
@@ -110,12 +111,7 @@ def save_picture(picture: Image.Image, path: Path, recipe: Recipe | None) -> Non
     temporary = path.with_name(f".{path.name}.new")
     options: dict[str, Any] = {}
     if path.suffix.lower() == ".png":
-        info = PngInfo()
-        if recipe is not None:
-            info.add_itxt("parameters", parameters(recipe))
-            info.add_itxt(_CHUNK, json.dumps(to_dict(recipe), ensure_ascii=False))
-            info.add_text("Software", f"unstir {__version__}")
-        options["pnginfo"] = info
+        options["pnginfo"] = _chunks(recipe)
     elif path.suffix.lower() in (".jpg", ".jpeg"):
         options.update(quality=95, subsampling=0)
     else:
@@ -129,6 +125,18 @@ def save_picture(picture: Image.Image, path: Path, recipe: Recipe | None) -> Non
         temporary.unlink(missing_ok=True)
 
 
+def as_png(picture: Image.Image, recipe: Recipe | None) -> bytes:
+    """A picture as the content of a PNG file, the recipe in it: the very bytes that ``save_picture`` writes.
+
+    Args:
+        picture: what is written.
+        recipe: what made it, or None to leave it out.
+    """
+    file = io.BytesIO()
+    picture.copy().save(file, "PNG", pnginfo=_chunks(recipe))
+    return file.getvalue()
+
+
 def read_recipe(path: Path) -> Recipe:
     """The recipe that a picture carries.
 
@@ -140,18 +148,46 @@ def read_recipe(path: Path) -> Recipe:
         raise FileNotFoundError(
             f"there is no picture {path}" if not path.exists() else f"{path} is a folder, not a picture"
         )
+    return _recipe_in(path, str(path))
+
+
+def recipe_in(data: bytes, name: str = "the picture") -> Recipe:
+    """The recipe in the content of a picture's file.
+
+    Args:
+        data: the content.
+        name: what errors call it.
+
+    Raises:
+        ValueError: as ``read_recipe``.
+    """
+    return _recipe_in(io.BytesIO(data), name)
+
+
+def _recipe_in(file: BinaryIO | Path, name: str) -> Recipe:
     try:
-        with Image.open(path) as picture:
+        with Image.open(file) as picture:
             picture.load()
             chunks = cast("dict[str, Any]", picture.info)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        raise ValueError(f"{path} is no picture, or a damaged one") from None
+        raise ValueError(f"{name} is no picture, or a damaged one") from None
     if _CHUNK not in chunks:
-        raise ValueError(f"{path} carries no recipe of unstir; only PNGs that unstir drew (without --no-metadata) do")
+        raise ValueError(f"{name} carries no recipe of unstir; only PNGs that unstir drew (without --no-metadata) do")
     try:
-        return from_dict(Recipe, read_json(str(chunks[_CHUNK]), f"the recipe in {path}"))
+        return from_dict(Recipe, read_json(str(chunks[_CHUNK]), f"the recipe in {name}"))
     except ValueError as error:
-        raise ValueError(f"the recipe in {path} cannot be read: {error}") from None
+        raise ValueError(f"the recipe in {name} cannot be read: {error}") from None
+    except RecursionError:
+        raise ValueError(f"the recipe in {name} cannot be read: it is nested too deeply") from None
+
+
+def _chunks(recipe: Recipe | None) -> PngInfo:
+    info = PngInfo()
+    if recipe is not None:
+        info.add_itxt("parameters", parameters(recipe))
+        info.add_itxt(_CHUNK, json.dumps(to_dict(recipe), ensure_ascii=False))
+        info.add_text("Software", f"unstir {__version__}")
+    return info
 
 
 def _quoted(value: str) -> str:
