@@ -28,6 +28,7 @@ from unstir.cli.inspect import inspect
 from unstir.cli.redo import redo
 from unstir.cli.reproduce import reproduce
 from unstir.cli.sample import sample
+from unstir.cli.serve import serve
 from unstir.cli.train import as_settings, train
 from unstir.cli.tune import tune
 from unstir.cli.verify import verify
@@ -40,7 +41,7 @@ app = App(
     version=__version__,
     help_format="plaintext",
 )
-for verb in (sample, generate, edit, redo, check, train, watch, evaluate, reproduce, tune, inspect, verify):
+for verb in (sample, generate, edit, redo, serve, check, train, watch, evaluate, reproduce, tune, inspect, verify):
     app.command(verb)
 app.command(data_app)
 app.command(bench_app)
