@@ -11,7 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from unstir.bench import sampling, training
+from unstir.bench import sampling, server, training
+from unstir.bench.clients import Fetched, Tally
+from unstir.bench.processes import Compared
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -221,6 +223,74 @@ def test_training_is_a_table_a_model_for_people(call: Call, trained: list[dict])
 )
 def test_bad_input_of_training_is_one_sentence(call: Call, arguments: list[str], words: str) -> None:
     status, out, err = call("bench", "train", *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("unstir: ")
+    assert err.count("\n") == 1
+    assert words in err.lower()
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[server.LoadConfig]:
+    """A server that is not started."""
+    asked: list[server.LoadConfig] = []
+
+    def bench_server(config: server.LoadConfig, *, advance: Callable[[str, int, int], None]) -> server.Result:
+        asked.append(config)
+        advance("load", 1, 2)
+        picture = Fetched(asked={}, place=Path("a.png"))
+        tally = Tally(accepted=4, ended=4, latencies=[0.5] * 4, pictures=[picture] * 4, seconds=2.0)
+        compared = Compared(count=4, of=4, worst=1, wrong=())
+        return server.Result(
+            config=config,
+            ready=1.25,
+            rounds=(server.Round(tally=tally, before=2.0, after=2.0),),
+            memory=(2**20,) * 3,
+            compared=compared,
+            alone=(0.5,),
+            behind=(1.0,),
+            killed=server.Killed(accepted=3, ended=3, seconds=1.0, compared=compared, failures=()),
+        )
+
+    monkeypatch.setattr(server, "bench_server", bench_server)
+    return asked
+
+
+def test_the_server_is_one_object_for_programs(call: Call, served: list[server.LoadConfig]) -> None:
+    status, out, err = call(
+        "bench", "server", "--json", "--mixed", "--clients", 3, "--model", "mine", "--device", "cpu"
+    )
+    assert status == 0
+    assert "load: 1/2" in err
+    result = json.loads(out)
+    assert (result["share_of_offline"], result["short_seconds"]["ratio"]) == (None, 2.0)  # mixed jobs have no share
+    assert list(result)[-2:] == ["machine", "seconds"]
+    (config,) = served
+    assert (config.clients, config.model, config.device, config.is_mixed) == (3, "mine", "cpu", True)
+    assert config.seconds == server.LoadConfig().seconds
+
+
+def test_the_server_is_lines_for_people(call: Call, served: list[server.LoadConfig]) -> None:
+    status, out, _ = call("bench", "server", "--quick", "--seconds", 5)
+    assert status == 0
+    lines = out.splitlines()
+    assert "start until it answers: 1.25 s" in lines
+    assert any("share 100%" in line for line in lines)
+    assert lines[-1].endswith(" s")
+    (config,) = served
+    assert (config.clients, config.seconds, config.is_mixed) == (server.QUICK.clients, 5, False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--clients", "0"], "clients must be at least 1, got 0"),
+        (["--seconds", "0"], "seconds must be at least 1, got 0"),
+        (["--seconds", "many"], "--seconds"),
+    ],
+    ids=" ".join,
+)
+def test_bad_input_of_the_server_is_one_sentence(call: Call, arguments: list[str], words: str) -> None:
+    status, out, err = call("bench", "server", *arguments)
     assert (status, out) == (2, "")
     assert err.startswith("unstir: ")
     assert err.count("\n") == 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 bench_app = App(
     name="bench",
-    help="Measure solvers, sampling and training here, beside diffusers. Example: unstir bench solvers --quick",
+    help="Measure solvers, sampling and training, beside diffusers; the server. Example: unstir bench solvers --quick",
     help_format="plaintext",
 )
 
@@ -225,6 +226,64 @@ def train(
     for line in told_as.notes(result):
         print(line)
     print(f"{told(facts)}; {seconds} s")
+
+
+@bench_app.command
+def server(
+    *,
+    model: str = "builtin",
+    clients: Whole | None = None,
+    seconds: Whole | None = None,
+    mixed: Annotated[bool, Parameter(negative=())] = False,
+    device: str = "auto",
+    quick: Annotated[bool, Parameter(negative=())] = False,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """What unstir serve bears: many clients, a short job behind a long one, kill -9; is every picture right?
+
+    Starts servers of its own on free ports of this machine, with data in a temporary folder, and loads them; every
+    picture is compared with the one that is drawn without a server. Example: unstir bench server --quick
+
+    Parameters
+    ----------
+    model
+        What is served: builtin, a model folder or a run folder.
+    clients
+        At a time; each asks for a picture as soon as it has its last one: 64 (with --quick: 8).
+    seconds
+        Of load: 300 (with --quick: 10).
+    mixed
+        Jobs of different steps, samplers, guidance and sizes; else they take the model's defaults.
+    device
+        auto, cpu, cuda, ...
+    quick
+        A look, in about a minute.
+    json
+        Print one JSON object instead of text.
+    """
+    from unstir.bench import server as bench
+    from unstir.bench import server_table as told_as
+    from unstir.bench.machine import machine, told
+
+    started = time.perf_counter()
+    usual = bench.QUICK if quick else bench.LoadConfig()
+    config = replace(
+        usual,
+        model=model,
+        device=device,
+        clients=usual.clients if clients is None else clients,
+        seconds=usual.seconds if seconds is None else seconds,
+        is_mixed=mixed,
+    )
+    with stage_progress() as advance:
+        result = told_as.figures(bench.bench_server(config, advance=advance))
+    taken, facts = round(time.perf_counter() - started, 1), machine()
+    if json:
+        print_json({**result, "machine": facts, "seconds": taken})
+        return
+    for line in told_as.lines(result):
+        print(line)
+    print(f"{told(facts)}; {taken} s")
 
 
 def _names(text: str | None, otherwise: Sequence[str]) -> list[str]:

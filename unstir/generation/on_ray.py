@@ -131,14 +131,33 @@ def draw_on_ray(order: Order, wanted: Iterable[Wanted], *, device: str, workers:
 
 @contextmanager
 def _cluster(workers: int | None) -> Generator[Any]:
-    """Ray, connected to the cluster of RAY_ADDRESS or to a new one here, which ends with this context."""
+    """Ray with its Data, for as long as this context lasts."""
+    with cluster(workers) as ray:
+        import_module("ray.data")
+        for handler in logging.getLogger("ray.data").handlers:
+            if isinstance(handler, logging.StreamHandler):
+                handler.setLevel(logging.CRITICAL)
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        with redirect_stdout(_Brief()):
+            yield ray
+
+
+@contextmanager
+def cluster(workers: int | None) -> Generator[Any]:
+    """Ray, connected to the cluster of RAY_ADDRESS or to a new one here, which ends with this context.
+
+    Args:
+        workers: for as many a new one has room; None is as many as there are cores.
+
+    Raises:
+        ConnectionError: if there is no such cluster.
+    """
     is_local = not os.environ.get("RAY_ADDRESS")
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     if is_local and "RAY_AUTH_MODE" not in os.environ:  # Ray listens on all addresses of a machine
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     ray: Any = import_module("ray")
-    import_module("ray.data")
     here: dict[str, Any] = {
         "num_cpus": None if workers is None else max(workers, os.cpu_count() or 1),
         "include_dashboard": False,
@@ -156,12 +175,7 @@ def _cluster(workers: int | None) -> Generator[Any]:
     except ConnectionError as error:
         raise ConnectionError(f"{error}; see that it runs, and set RAY_AUTH_MODE=token if it asks for one") from None
     try:
-        for handler in logging.getLogger("ray.data").handlers:
-            if isinstance(handler, logging.StreamHandler):
-                handler.setLevel(logging.CRITICAL)
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        with redirect_stdout(_Brief()):
-            yield ray
+        yield ray
     finally:
         ray.shutdown()
 
