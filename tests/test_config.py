@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unstir.codec import CODECS, BitPlanes, Identity
+from unstir.codec import CODECS, AutoencoderConfig, BitPlanes, Identity, QuantizedConfig
 from unstir.config import from_dict, override, read_json, to_dict
 from unstir.diffusion.parameterization import (
     PARAMETERIZATIONS,
@@ -39,7 +39,8 @@ from unstir.diffusion.schedule import (
 )
 from unstir.diffusion.times import EndTime, LogitNormalTimes, LogNormalTimes, LogSNRTimes, UniformTimes
 from unstir.model import ModelConfig, SamplingDefaults
-from unstir.nn import NETWORKS, DiTConfig, UNetConfig
+from unstir.nn import NETWORKS, DiTConfig, DiTZeroConfig, MMDiTConfig, UNetConfig
+from unstir.nn.layers import BlockStyle
 from unstir.nn.text import TextConfig
 from unstir.recipes import RECIPES
 from unstir.training.run import RunConfig
@@ -67,9 +68,27 @@ KINDS: dict[tuple[str, str], Any] = {
         mean=PredictX0(), process=GaussianProcess(schedule=Tabulated(table=(0.9, 0.1)), levels=17), num_steps=2
     ),
     ("network", "dit"): DiTConfig(size=16, patch=8, width=32, depth=1, heads=2, text=TEXT),
-    ("network", "unet"): UNetConfig(width=8, multipliers=(1, 3), attention=(), text=TEXT),
+    ("network", "unet"): UNetConfig(
+        width=8,
+        multipliers=(1, 3),
+        attention=(),
+        text=TEXT,
+        head_width=4,
+        up_attention="last",
+        transformers=1,
+        vector_width=16,
+        classes=3,
+        dimensions=1,
+        style=BlockStyle(modulation="shift", dropout=1 / 3, resampling="projected_block", sum_scale=1 / 3),
+    ),
+    ("network", "dit_zero"): DiTZeroConfig(size=16, patch=8, width=32, depth=1, heads=2, classes=3, text=TEXT),
+    ("network", "mmdit"): MMDiTConfig(
+        size=16, largest=32, patch=8, width=32, depth=1, heads=2, has_normed_queries=False, text=TEXT
+    ),
     ("codec", "identity"): Identity(channels=4),
     ("codec", "bits"): BitPlanes(channels=4, bits=3),
+    ("codec", "kl"): AutoencoderConfig(latent_channels=2, multipliers=(1, 3), groups=4, scale=1 / 3),
+    ("codec", "vq"): QuantizedConfig(autoencoder=AutoencoderConfig(width=64, has_attention=False), codes=17),
     ("times", "uniform"): UniformTimes(),
     ("times", "end"): EndTime(),
     ("times", "logit_normal"): LogitNormalTimes(std=0.7, uniform=0.3),

@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unstir import model as module
-from unstir.codec import BitPlanes, Identity
+from unstir.codec import AutoencoderConfig, BitPlanes, Identity, LearnedCodec, QuantizedConfig
 from unstir.conditioning.text import WordReader
+from unstir.diffusion.noise import KeyedNoise
 from unstir.diffusion.parameterization import LearnedRange, PredictBit, PredictNoise, PredictV
 from unstir.diffusion.schedule import Cosine, RectifiedFlow
 from unstir.diffusion.spacing import LEGACY, SPACINGS, Explicit, Sections
@@ -32,12 +33,17 @@ from unstir.model import (
     SamplingDefaults,
     build,
     checksum_of,
+    in_latents,
+    is_same_codec,
+    load_codec,
     load_model,
+    place_codec,
+    save_codec,
     save_model,
     spacing_of,
     steps_of,
 )
-from unstir.nn import DiTConfig, UNetConfig
+from unstir.nn import DiTConfig, DiTZeroConfig, MMDiTConfig, UNetConfig
 from unstir.nn.text import TextConfig
 
 TEXT = TextConfig(vocabulary=300, max_tokens=8, width=16, depth=1, heads=2)
@@ -45,6 +51,8 @@ READER = WordReader.train(["red heart", "blue star", "a cat"], vocabulary=300, m
 NETWORK_SHAPES: dict[str, Any] = {
     "dit": DiTConfig(size=16, patch=8, width=32, depth=1, heads=2, text=TEXT),
     "unet": UNetConfig(width=8, multipliers=(1, 2), blocks=1, attention=(1,), heads=2, text=TEXT),
+    "dit_zero": DiTZeroConfig(size=16, patch=8, width=32, depth=1, heads=2, text=TEXT),
+    "mmdit": MMDiTConfig(size=16, patch=8, width=32, depth=1, heads=2, text=TEXT),
 }
 CONFIG = ModelConfig(
     size=16,
@@ -530,3 +538,166 @@ def test_defaults_have_the_steps_of_their_grid() -> None:
     assert SamplingDefaults(grid="1,0.8,0.4", steps=3).grid == "1,0.8,0.4"
     with pytest.raises(ValueError, match="has 3 steps, got 20"):
         SamplingDefaults(grid="1,0.8,0.4")
+
+
+# --- codecs with weights ---
+
+SHAPE = AutoencoderConfig(latent_channels=2, width=4, multipliers=(1, 1), blocks=1, groups=2, scale=1.5)
+SHAPES_OF_FOUR = replace(SHAPE, multipliers=(1, 1, 1))
+CODEC_SHAPES: dict[str, Any] = {"kl": SHAPE, "vq": QuantizedConfig(autoencoder=SHAPE, codes=9)}
+
+
+def latent_config(kind: str) -> ModelConfig:
+    network = DiTConfig(channels=2, size=8, patch=4, width=32, depth=1, heads=2, text=TEXT)
+    return replace(CONFIG, network=network, codec=CODEC_SHAPES[kind])
+
+
+def codec_of(kind: str) -> LearnedCodec:
+    """As if it had been trained."""
+    torch.manual_seed(7)
+    return CODEC_SHAPES[kind].build()
+
+
+@pytest.fixture(params=CODEC_SHAPES)
+def latent(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Model, Path]:
+    """A model in latents, and its folder."""
+    model = build(latent_config(request.param), READER, codec=codec_of(request.param))
+    save_model(model, tmp_path / "latent", dtype=torch.bfloat16)
+    return model, tmp_path / "latent"
+
+
+def test_a_codec_is_saved_with_its_model(latent: tuple[Model, Path]) -> None:
+    """All of its weights to the last bit, whatever the model's are rounded to; frozen, and with its scale."""
+    model, folder = latent
+    again = load_model(folder)
+    assert again.config.codec == model.config.codec
+    assert is_same_codec(again.codec, model.codec)
+    pictures, noise = torch.rand(2, 3, 16, 16) * 2 - 1, KeyedNoise.from_seeds([1, 2])
+    latents = model.codec.encode(pictures, noise)
+    assert latents.shape == (2, 2, 8, 8)
+    assert torch.equal(again.codec.encode(pictures, noise), latents)
+    assert torch.equal(again.codec.decode(latents), model.codec.decode(latents))
+    for codec in (model.codec, again.codec):
+        assert isinstance(codec, torch.nn.Module)
+        assert not codec.training
+        assert not any(weight.requires_grad for weight in codec.parameters())
+    written = json.loads((folder / "unstir.json").read_text("utf-8"))
+    assert written["codec_checksum"] == checksum_of(folder / "codec.safetensors")
+
+
+def test_a_model_on_pixels_has_no_codec_file(saved: Path) -> None:
+    """Its folder is what it was before there were codecs with weights."""
+    assert not (saved / "codec.safetensors").exists()
+    assert "codec_checksum" not in json.loads((saved / "unstir.json").read_text("utf-8"))
+    assert load_model(saved).codec == Identity()
+
+
+def test_a_missing_codec_is_refused(latent: tuple[Model, Path]) -> None:
+    (latent[1] / "codec.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no codec\.safetensors") as caught:
+        load_model(latent[1])
+    sentence(caught)
+
+
+def test_another_models_codec_is_refused(latent: tuple[Model, Path]) -> None:
+    """One of the same shape decodes to something else, without a word: only its checksum tells."""
+    torch.manual_seed(8)
+    held = load_file(latent[1] / "codec.safetensors")
+    save_file({name: tensor + 1e-3 for name, tensor in held.items()}, latent[1] / "codec.safetensors")
+    with pytest.raises(ValueError, match=r"codec\.safetensors is damaged, or another model's") as caught:
+        load_model(latent[1])
+    sentence(caught)
+
+
+def test_a_codec_of_another_shape_is_refused(latent: tuple[Model, Path]) -> None:
+    """Even under a right checksum."""
+    file = latent[1] / "codec.safetensors"
+    save_file({"x": torch.zeros(2)}, file)
+    describe(latent[1], lambda content: content.update(codec_checksum=checksum_of(file)))
+    with pytest.raises(ValueError, match=r"codec\.safetensors does not belong to this network"):
+        load_model(latent[1])
+
+
+def test_a_codec_must_be_the_configurations() -> None:
+    other = replace(SHAPE, scale=2.0).build()
+    with pytest.raises(ValueError, match="made for the codec AutoencoderConfig.*scale=1.5.*got .*scale=2.0"):
+        build(latent_config("kl"), READER, codec=other)
+    with pytest.raises(ValueError, match=r"got Identity"):
+        build(latent_config("kl"), READER, codec=Identity())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"codec": replace(SHAPE, channels=1)}, "3 channels, the codec takes 1"),
+        ({"codec": replace(SHAPE, latent_channels=3)}, "codec gives 3 channels.*network must take 3"),
+        ({"codec": replace(SHAPE, multipliers=(1, 1, 1))}, "pictures of size 32, the model says 16"),
+        ({"size": 24}, "pictures of size 16, the model says 24"),
+        ({"process": "binomial", "parameterization": PredictBit()}, "set codec to bits"),
+    ],
+)
+def test_a_model_must_fit_its_codec(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        build(replace(latent_config("kl"), **change), READER)
+
+
+@pytest.mark.parametrize("kind", CODEC_SHAPES)
+def test_a_codec_has_a_folder_of_its_own(kind: str, tmp_path: Path) -> None:
+    """Weights, shape, scale; it is no model that draws, and a model is no codec."""
+    codec = codec_of(kind)
+    save_codec(codec, tmp_path / "codec", training={"images_seen": 3})
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    again = load_codec(tmp_path / "codec")
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert is_same_codec(codec, again)
+    assert again.scale == 1.5
+    with pytest.raises(ValueError, match="holds a codec, not a model that draws"):
+        load_model(tmp_path / "codec")
+
+
+def test_a_model_is_no_codec(saved: Path) -> None:
+    with pytest.raises(ValueError, match="holds a model that draws, not a codec"):
+        load_codec(saved)
+
+
+def test_codecs_are_the_same_by_shape_and_weights() -> None:
+    one, other = codec_of("kl"), codec_of("kl")
+    assert is_same_codec(one, other)
+    assert not is_same_codec(one, one.scaled(2.0))
+    assert not is_same_codec(one, codec_of("vq"))
+    assert not is_same_codec(one, Identity())
+    assert is_same_codec(BitPlanes(), BitPlanes())
+    assert not is_same_codec(BitPlanes(), Identity())
+    with torch.no_grad():
+        other.last_weight.view(-1)[0] += 1e-3
+    assert not is_same_codec(one, other)
+
+
+def test_a_codec_is_placed_where_it_has_weights(original: Model) -> None:
+    place_codec(original, torch.device("cpu"))
+    model = build(latent_config("kl"), READER, codec=codec_of("kl"))
+    place_codec(model, torch.device("meta"))
+    assert isinstance(model.codec, torch.nn.Module)
+    assert next(model.codec.parameters()).device.type == "meta"
+
+
+@pytest.mark.parametrize("kind", CODEC_SHAPES)
+@pytest.mark.parametrize("is_self_conditioned", [False, True])
+def test_a_model_is_moved_into_latents(kind: str, is_self_conditioned: bool) -> None:
+    """Channels, size and patches follow the codec, so that it is built; moving it again changes nothing."""
+    base = replace(CONFIG, parameterization=LearnedRange(mean=PredictV()), self_conditioned=is_self_conditioned)
+    moved = in_latents(base, CODEC_SHAPES[kind])
+    assert (moved.size, moved.network.size, moved.network.patch) == (16, 8, 4)
+    assert moved.network.channels == (4 if is_self_conditioned else 2)
+    assert moved.network.out_channels == 4
+    assert in_latents(moved, CODEC_SHAPES[kind]) == moved
+    build(moved, READER, codec=codec_of(kind))
+    levels = in_latents(replace(CONFIG, network=NETWORK_SHAPES["unet"]), CODEC_SHAPES[kind])
+    assert levels.network == replace(NETWORK_SHAPES["unet"], channels=2)
+    build(levels, READER)
+
+
+def test_patches_are_one_latent_where_nothing_else_divides() -> None:
+    small = in_latents(replace(CONFIG, network=replace(NETWORK_SHAPES["dit"], size=16, patch=2)), SHAPES_OF_FOUR)
+    assert (small.network.size, small.network.patch) == (4, 1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unstir.classifier import Classifier, ClassifierConfig, build_classifier, save_classifier
-from unstir.codec import BitPlanes, Identity
+from unstir.codec import AutoencoderConfig, BitPlanes, Identity
 from unstir.condition import Condition
 from unstir.conditioning.text import WordReader
 from unstir.config import from_dict, to_dict
@@ -101,6 +101,32 @@ def test_without_steering_it_is_classifier_free_guidance_and_a_clip(model: Model
     free = make(replace(CONFIG, sampling=SamplingDefaults(clip=False)))
     assert torch.equal(belief(free, Steering(), Told(strong=words, scale=3.0)), pairs(model, words, plain))
     assert pairs(model, words, plain).abs().max() > 1
+
+
+LATENT = replace(
+    CONFIG, codec=AutoencoderConfig(latent_channels=3, width=4, multipliers=(1,), blocks=1, groups=2, scale=0.5)
+)
+
+
+def test_latents_have_no_range(words: Condition) -> None:
+    """Where a model draws in them, nothing is clipped, and a threshold is refused."""
+    latent = make(LATENT)
+    assert LATENT.sampling.clip
+    plain = extrapolate(latent.process, 3.0)
+    assert torch.equal(belief(latent, Steering(), Told(strong=words, scale=3.0)), pairs(latent, words, plain))
+    with pytest.raises(ValueError, match="latents, which have no range"):
+        require_fit(latent, Steering(threshold=0.9), weak=None, classifier=None)
+    with pytest.raises(ValueError, match="draws in another space"):
+        require_fit(latent, Steering(classifier="c"), weak=None, classifier=make_classifier())
+
+
+def test_refuses_a_weak_model_with_another_codec() -> None:
+    """Also where only its weights are others."""
+    torch.manual_seed(0)
+    latent, other = make(LATENT), make(LATENT)
+    require_fit(latent, Steering(weak="w"), weak=replace(other, codec=latent.codec), classifier=None)
+    with pytest.raises(ValueError, match="codec of the weak model w has other weights"):
+        require_fit(latent, Steering(weak="w"), weak=other, classifier=None)
 
 
 def test_every_method_is_the_combine_of_its_name(model: Model, words: Condition) -> None:

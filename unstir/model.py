@@ -15,7 +15,7 @@ import re
 import shutil
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar, cast
 
@@ -25,7 +25,7 @@ from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariable
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from unstir.codec import CODECS, BitPlanes, Codec, Identity
+from unstir.codec import CODECS, BitPlanes, Codec, CodecShape, Identity, LearnedCodec
 from unstir.condition import Condition
 from unstir.conditioning.text import WordReader
 from unstir.config import choose, from_dict, read_json_file, registered, to_dict
@@ -53,7 +53,10 @@ FORMAT = 1
 STEPS = "steps.json"
 """File of a model folder with its tuned steps, and the checksum of the weights that they were made for."""
 
-KINDS = {"model": "a model that draws", "classifier": "a classifier"}
+CODEC_WEIGHTS = "codec.safetensors"
+"""File of a model folder with the weights of its codec, where it has some."""
+
+KINDS = {"model": "a model that draws", "classifier": "a classifier", "codec": "a codec"}
 """What a folder with an ``unstir.json`` may hold."""
 
 MIGRATIONS: dict[int, Any] = {}
@@ -149,7 +152,7 @@ class ModelConfig:
         parameterization: what the network's output means.
         self_conditioned: whether the network also reads its own last belief.
         network: shape of the network.
-        codec: the space in which diffusion happens.
+        codec: what the codec is made of: the space in which diffusion happens.
         size: height and width of the pictures that it was trained on.
         condition_drop: how often training forgot the words; 0 means that guidance has no null to push off from.
         sampling: how it is sampled by default.
@@ -167,7 +170,7 @@ class ModelConfig:
     network: Annotated[Any, *registered({name: config for name, (config, _) in NETWORKS.items()})] = field(
         default_factory=DiTConfig
     )
-    codec: Annotated[Codec, *registered(CODECS)] = field(default_factory=Identity)
+    codec: Annotated[CodecShape, *registered(CODECS)] = field(default_factory=Identity)
     size: int = 64
     condition_drop: float = 0.1
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
@@ -212,6 +215,7 @@ class Model:
         taught: captions that it was trained on, for people to read.
         checksum: sha256 of its weights file; empty while it has none.
         tuned: steps that were fitted to it, one set a number of steps; they are what it is sampled with by default.
+        codec: from pictures to the space in which it draws, and back; its weights, if it has some, do not learn.
     """
 
     config: ModelConfig
@@ -221,10 +225,11 @@ class Model:
     taught: tuple[str, ...] = ()
     checksum: str = ""
     tuned: tuple[Tuned, ...] = ()
+    codec: Codec = field(default_factory=Identity)
 
     @property
     def num_parameters(self) -> int:
-        """Number of weights."""
+        """Number of weights of the network; those of a codec are not counted."""
         return sum(weight.numel() for weight in cast(nn.Module, self.denoiser.network).parameters())
 
     @property
@@ -233,12 +238,20 @@ class Model:
         return self.denoiser.process
 
 
-def build(config: ModelConfig, reader: WordReader, *, training: dict[str, Any] | None = None) -> Model:
+def build(
+    config: ModelConfig, reader: WordReader, *, training: dict[str, Any] | None = None, codec: Codec | None = None
+) -> Model:
     """A model with fresh weights (drawn from torch's global generator).
 
+    Args:
+        config: what it is made of.
+        reader: prompts to token ids.
+        training: how it was trained, for people to read.
+        codec: one with weights that was trained before; None makes one, with fresh weights where it has some.
+
     Raises:
-        ValueError: if the network does not fit the codec, the size or the tokenizer, or process, schedule,
-            parameterization and codec do not fit each other.
+        ValueError: if the network does not fit the codec, the size or the tokenizer, process, schedule,
+            parameterization and codec do not fit each other, or the codec is not what the configuration says.
     """
     _require_fit(config)
     network = network_of(config)
@@ -247,7 +260,7 @@ def build(config: ModelConfig, reader: WordReader, *, training: dict[str, Any] |
         raise ValueError(
             f"the tokenizer has {reader.tokenizer.get_vocab_size()} entries, the network reads {text.vocabulary}"
         )
-    if isinstance(config.codec, Identity) and config.codec.channels != 3:
+    if not isinstance(config.codec, BitPlanes) and config.codec.channels != 3:
         raise ValueError(f"pictures have 3 channels, the codec takes {config.codec.channels}")
     channels = config.codec.latent_channels
     comes_in, goes_out = channels * (2 if config.self_conditioned else 1), channels * config.parameterization.outputs
@@ -267,7 +280,54 @@ def build(config: ModelConfig, reader: WordReader, *, training: dict[str, Any] |
     denoiser: NetworkDenoiser[Condition] = NetworkDenoiser(
         network, process, config.parameterization, is_self_conditioned=config.self_conditioned
     )
-    return Model(config=config, denoiser=denoiser, reader=reader, training=training or {})
+    codec = config.codec.build() if codec is None else codec
+    if shape_of_codec(codec) != config.codec:
+        raise ValueError(
+            f"the model is made for the codec {config.codec}, got {shape_of_codec(codec)}; take that one, or set codec"
+        )
+    if isinstance(codec, nn.Module):
+        codec.eval().requires_grad_(False)
+    return Model(config=config, denoiser=denoiser, reader=reader, training=training or {}, codec=codec)
+
+
+def shape_of_codec(codec: Codec) -> CodecShape:
+    """What a codec is made of; one without weights is that itself."""
+    return cast(LearnedCodec, codec).config if isinstance(codec, nn.Module) else cast(CodecShape, codec)
+
+
+def place_codec(model: Model, device: torch.device) -> None:
+    """Move the weights of a model's codec, where it has some."""
+    if isinstance(model.codec, nn.Module):
+        model.codec.to(device)
+
+
+def is_same_codec(one: Codec, other: Codec) -> bool:
+    """Whether the latents of two codecs mean the same: both have the same shape and the same weights."""
+    if shape_of_codec(one) != shape_of_codec(other):
+        return False
+    if not isinstance(one, nn.Module):
+        return True
+    theirs = cast(nn.Module, other).state_dict()
+    return all(torch.equal(weight, theirs[name].to(weight)) for name, weight in one.state_dict().items())
+
+
+def in_latents(config: ModelConfig, shape: CodecShape) -> ModelConfig:
+    """The model of the same pictures in the latents of a codec.
+
+    Its network gets their channels, and where it has a size and patches, these are smaller by the codec's factor: there
+    are as many patches as before, if that is possible.
+    """
+    network, count = config.network, shape.latent_channels
+    own = {own.name for own in fields(network)}
+    changes: dict[str, object] = {"channels": count * (2 if config.self_conditioned else 1)}
+    if config.self_conditioned or config.parameterization.outputs > 1:
+        changes["out_channels"] = count * config.parameterization.outputs
+    if "size" in own and "patch" in own:
+        size = config.size // shape.downsampling
+        patch = max(1, network.patch * size // network.size)
+        changes |= {"size": size, "patch": patch if size % patch == 0 else 1}
+    known = {name: value for name, value in changes.items() if name in own}
+    return replace(config, network=replace(network, **known), codec=shape)
 
 
 def text_of(config: ModelConfig) -> TextConfig:
@@ -299,7 +359,8 @@ def save_model(
         model: what to write.
         directory: where; a model folder that is there is replaced in one rename.
         weights: of the network, instead of the model's own (the EMA, for instance).
-        dtype: of the stored weights; they are computed with in float32 in any case.
+        dtype: of the stored weights; they are computed with in float32 in any case. Those of a codec stay as they are:
+            rounded, it would be another one.
 
     Raises:
         ValueError: if there is something else at ``directory``.
@@ -315,6 +376,7 @@ def save_model(
             "format": FORMAT,
             "tokenizer_checksum": checksum_of(temporary / "tokenizer.json"),
             "checksum": checksum,
+            **_with_codec(model.codec, temporary),
             **to_dict(model.config),
             "training": model.training,
         }
@@ -324,6 +386,71 @@ def save_model(
             (temporary / "taught.json").write_text(json.dumps(model.taught, indent=0, ensure_ascii=False), "utf-8")
         if model.tuned and weights is None:
             (temporary / STEPS).write_text(_told_steps(model.tuned, checksum), "utf-8")
+
+
+def _with_codec(codec: Codec, folder: Path) -> dict[str, str]:
+    """Write the weights of a codec into a model folder; what its description says of them."""
+    if not isinstance(codec, nn.Module):
+        return {}
+    write_tensors(folder / CODEC_WEIGHTS, codec.state_dict())
+    return {"codec_checksum": checksum_of(folder / CODEC_WEIGHTS)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecConfig:
+    """What a codec that stands alone is made of.
+
+    Args:
+        codec: its shape.
+    """
+
+    codec: Annotated[CodecShape, *registered(CODECS)]
+
+
+def save_codec(codec: LearnedCodec, directory: Path, *, training: dict[str, Any] | None = None) -> None:
+    """Write a codec folder: all of it, or nothing.
+
+    Args:
+        codec: what to write.
+        directory: where; a codec folder that is there is replaced in one rename.
+        training: how it was trained, for people to read.
+
+    Raises:
+        ValueError: if there is something else at ``directory``.
+        OSError: if the folder cannot be written.
+    """
+    with new_folder(directory) as folder:
+        write_tensors(folder / "model.safetensors", cast(nn.Module, codec).state_dict())
+        description = {
+            "format": FORMAT,
+            "kind": "codec",
+            "checksum": checksum_of(folder / "model.safetensors"),
+            **to_dict(CodecConfig(codec=codec.config)),
+            "training": training or {},
+        }
+        (folder / "unstir.json").write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def load_codec(directory: Path) -> LearnedCodec:
+    """Read a codec folder.
+
+    Raises:
+        FileNotFoundError: if it is no folder of unstir's.
+        ValueError: if it holds something else, or a file in it is foreign, corrupt, of another version, or does not
+            belong to the others.
+    """
+    written = read_description(directory, "codec", CodecConfig)
+    weights, _ = checked_weights(directory, written.checksum)
+    return cast(LearnedCodec, _filled(written.config.codec, weights))
+
+
+def _filled(shape: CodecShape, weights: Path) -> Codec:
+    with torch.random.fork_rng(devices=[]):  # loading must not move anybody's random stream
+        codec = shape.build()
+    network = cast(nn.Module, codec)
+    load_weights(network, weights)
+    network.eval().requires_grad_(False)
+    return codec
 
 
 @contextmanager
@@ -367,7 +494,8 @@ def load_model(directory: Path) -> Model:
         )
     weights, checksum = checked_weights(directory, written.checksum)
     with torch.random.fork_rng(devices=[]):  # loading a model must not move anybody's random stream
-        model = build(config, WordReader(tokenizer, text_of(config).max_tokens), training=written.training)
+        reader = WordReader(tokenizer, text_of(config).max_tokens)
+        model = build(config, reader, training=written.training, codec=_codec_of(directory, written))
     load_weights(cast(nn.Module, model.denoiser.network), weights)
     model.denoiser.eval().requires_grad_(False)
     taught = directory / "taught.json"
@@ -379,6 +507,21 @@ def load_model(directory: Path) -> Model:
     )
 
 
+def needs_weights(shape: CodecShape) -> bool:
+    """Whether a codec of this shape has weights, without which it is nothing."""
+    with torch.device("meta"):
+        return isinstance(shape.build(), nn.Module)
+
+
+def _codec_of(directory: Path, written: Description[ModelConfig]) -> Codec:
+    """The codec in a model folder, with its weights where it has some."""
+    shape = written.config.codec
+    if not needs_weights(shape):
+        return shape.build()
+    weights, _ = checked_weights(directory, written.codec_checksum, CODEC_WEIGHTS)
+    return _filled(shape, weights)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Description(Generic[T]):
     """What an ``unstir.json`` says.
@@ -388,12 +531,14 @@ class Description(Generic[T]):
         training: how it was trained, for people to read.
         checksum: sha256 that the weights file should have; empty where none is written.
         tokenizer_checksum: of the tokenizer, likewise.
+        codec_checksum: of the codec's weights, likewise.
     """
 
     config: T
     training: dict[str, Any]
     checksum: str
     tokenizer_checksum: str
+    codec_checksum: str = ""
 
 
 def read_description(directory: Path, kind: str, cls: type[T]) -> Description[T]:
@@ -418,28 +563,31 @@ def read_description(directory: Path, kind: str, cls: type[T]) -> Description[T]
     training = cast("dict[str, Any]", description.pop("training", {}))
     if type(training) is not dict:
         raise ValueError(f"{file}: training should be an object, got {training!r:.60}")
-    checksum, words = description.pop("checksum", ""), description.pop("tokenizer_checksum", "")
+    sums = [description.pop(f"{of}checksum", "") for of in ("", "tokenizer_", "codec_")]
     try:
         config = from_dict(cls, description)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    return Description(config=config, training=training, checksum=checksum, tokenizer_checksum=words)
+    return Description(
+        config=config, training=training, checksum=sums[0], tokenizer_checksum=sums[1], codec_checksum=sums[2]
+    )
 
 
-def checked_weights(directory: Path, expected: str) -> tuple[Path, str]:
-    """The weights file of a folder, and its checksum, which is the expected one where one is expected.
+def checked_weights(directory: Path, expected: str, name: str = "model.safetensors") -> tuple[Path, str]:
+    """A weights file of a folder, and its checksum, which is the expected one where one is expected.
 
     Raises:
         FileNotFoundError: if there is none.
         ValueError: if it is damaged.
     """
-    weights = directory / "model.safetensors"
+    weights = directory / name
     if not weights.is_file():
-        raise FileNotFoundError(f"{directory} has no model.safetensors: the model folder is not complete")
+        raise FileNotFoundError(f"{directory} has no {name}: the model folder is not complete")
     checksum = checksum_of(weights)
     if expected and checksum != expected:
         raise ValueError(
-            f"{weights} is damaged: its checksum is not the one in unstir.json; copy the model folder again"
+            f"{weights} is damaged, or another model's: its checksum is not the one in unstir.json; copy the model "
+            "folder again"
         )
     return weights, checksum
 

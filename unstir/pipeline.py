@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from unstir.classifier import Classifier, load_classifier
+from unstir.codec.tiled import in_tiles
 from unstir.condition import Condition
 from unstir.conditioning.text import Cut
 from unstir.conditioning.weights import weighted
@@ -52,7 +53,7 @@ from unstir.editing import (
     referred,
     shares,
 )
-from unstir.model import Model, load_model, spacing_of, steps_of
+from unstir.model import Model, load_model, place_codec, spacing_of, steps_of
 from unstir.replay import Ask, Replayed, Wrapped
 from unstir.speedups import is_on
 from unstir.steering import TILTED, Steering, Told, denoiser_of, process_of, require_fit
@@ -217,6 +218,8 @@ class Pipeline:
         wanted = precision if is_measured or precision != "auto" else "float32"
         self.precision = resolve_precision(wanted, self.device)
         model.denoiser.to(self.device)
+        place_codec(model, self.device)
+        self._codec = in_tiles(model.codec) if isinstance(model.codec, nn.Module) else model.codec
         lay_out(cast("nn.Module", model.denoiser.network), self.device, self.precision)
         self._replayed = _with_network(model, Replayed) if self.device.type == "cuda" else None
         self._through: Model | None = None
@@ -761,8 +764,8 @@ class Pipeline:
 
     def _encode(self, canvases: Sequence[Canvas], rows: int, noise: KeyedNoise) -> Tensor:
         units = torch.cat([canvas.units() for canvas in canvases]).expand(rows, -1, -1, -1)
-        with torch.no_grad():
-            return self.model.config.codec.encode(units.to(self.device), noise.at(_CODEC))
+        with torch.no_grad(), autocast(self.device, "float32"):
+            return self._codec.encode(units.to(self.device), noise.at(_CODEC))
 
     def _ends(self, ask: Request, canvases: Sequence[Canvas], times: Sequence[float]) -> tuple[Tensor, Tensor]:
         """The noises that two pictures come from, each under its prompt; always encoded as a batch of these two."""
@@ -843,8 +846,8 @@ class Pipeline:
         return alike, self._num_parts(request)
 
     def _decode(self, latents: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self.model.config.codec.decode(latents).float()
+        with torch.no_grad(), autocast(self.device, "float32"):
+            return self._codec.decode(latents).float()
 
 
 def load(name: str | Path = "builtin", *, device: str = "auto", precision: str = "auto") -> Pipeline:

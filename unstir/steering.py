@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unstir.classifier import Classifier
-from unstir.codec import Identity
+from unstir.codec import BitPlanes, Identity
 from unstir.condition import Condition
 from unstir.config import choose
 from unstir.diffusion.denoiser import Denoiser
@@ -39,7 +39,7 @@ from unstir.diffusion.guidance import (
 from unstir.diffusion.process import Process
 from unstir.diffusion.schedule import Level
 from unstir.diffusion.tilting import LogLikelihood, steered, tilted
-from unstir.model import Model
+from unstir.model import Model, is_same_codec
 from unstir.typing import X
 
 METHODS: dict[str, Callable[[Any, float], Combine]] = {
@@ -172,6 +172,8 @@ def require_fit(model: Model, steering: Steering, *, weak: Model | None, classif
     """
     if model.config.process == "binomial":
         _require_bits(steering)
+    if steering.threshold is not None and _is_in_latents(model):
+        raise ValueError("this model draws in latents, which have no range that a dynamic threshold could keep")
     end = model.process.schedule.at(torch.ones((), dtype=torch.float64))
     if steering.rescale and steering.view == "noise" and end.alpha == 0:
         raise ValueError("this model's path ends without signal, where noise says nothing; rescale the view v or x0")
@@ -196,7 +198,12 @@ def require_fit(model: Model, steering: Steering, *, weak: Model | None, classif
 def _corrections(model: Model, steering: Steering) -> list[Correct]:
     if steering.threshold is not None:
         return [dynamic_threshold(steering.threshold)]
-    return [clip()] if model.config.sampling.clip else []
+    return [clip()] if model.config.sampling.clip and not _is_in_latents(model) else []
+
+
+def _is_in_latents(model: Model) -> bool:
+    """Whether it draws in a space of its own, whose numbers have no range."""
+    return not isinstance(model.config.codec, Identity | BitPlanes)
 
 
 def _require_bits(steering: Steering) -> None:
@@ -226,6 +233,11 @@ def _require_alike(model: Model, weak: Model, name: str) -> None:
                 f"the weak model {name} has another {what} ({there}) than the model ({here}); take an earlier or "
                 "smaller version of the same model"
             )
+    if not is_same_codec(model.codec, weak.codec):
+        raise ValueError(
+            f"the codec of the weak model {name} has other weights than the model's, and its latents another meaning; "
+            "take an earlier or smaller version of the same model"
+        )
 
 
 def _require_judge(model: Model, classifier: Classifier, name: str) -> None:

@@ -34,6 +34,10 @@ OPTIONS = {
         "--guidance.classifier-scale --negative --prompt-syntax --grid --eta --within --model -o --output --batch --device "
         "--precision --metadata --no-metadata --json"
     ),
+    "serve": (
+        "--model --host --port --host-name --token --token-file --data --runs --device --precision --replicas "
+        "--openai-aliases --queue --rate --log-prompts --quiet --json"
+    ),
     "redo": "--picture -o --output --model --source --mask --between --device --json",
     "check": (
         "--data --recipe --captions --images --batch --set --seed --measure --no-measure --overfit --no-overfit "
@@ -41,7 +45,7 @@ OPTIONS = {
     ),
     "watch": "--run --once --every --json",
     "train": (
-        "--recipe --data --out --resume --from --images --batch --seed --checkpoint-every --captions "
+        "--recipe --data --out --resume --from --codec --images --batch --seed --checkpoint-every --captions "
         "--aspect --max-broken --allow-missing-captions --set --device --json"
     ),
     "evaluate": (
@@ -57,6 +61,7 @@ OPTIONS = {
     "bench solvers": "--dimensions --calls --starts --seed --schedule --quick --plot --json",
     "bench sample": "--quick --json",
     "bench train": "--models --batch --repeats --device --compiled --levers --quick --json",
+    "bench server": "--model --clients --seconds --mixed --device --quick --json",
 }
 
 Call = Callable[..., tuple[int, str, str]]
@@ -141,6 +146,9 @@ def test_the_version_is_the_packages(call: Call) -> None:
         ["check", "x", "tiny", "extra"],
         ["watch"],
         ["watch", "x", "--every", "soon"],
+        ["serve", "extra"],
+        ["serve", "--port", "http"],
+        ["serve", "--queue", "1.5"],
     ],
     ids=" ".join,
 )

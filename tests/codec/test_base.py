@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unstir.codec import CODECS, Identity
+from unstir.codec import CODECS, AutoencoderConfig, Identity, QuantizedConfig
 from unstir.diffusion.noise import KeyedNoise
 
 
@@ -24,10 +26,18 @@ def test_identity_gives_pictures_back(batch: int, channels: int, height: int, wi
     assert latents.shape == (batch, codec.latent_channels, height // codec.downsampling, width // codec.downsampling)
 
 
+SMALL = AutoencoderConfig(latent_channels=5, width=8, multipliers=(1, 2), blocks=1, groups=4, scale=0.7)
+SHAPES: dict[str, Any] = {"kl": SMALL, "vq": QuantizedConfig(autoencoder=SMALL, codes=30)}
+
+
 @pytest.mark.parametrize("name", CODECS)
-def test_exact_codecs_are_exact(name: str) -> None:
-    """For every registered codec: the latents have the promised shape, and is_exact is not merely claimed."""
-    codec = CODECS[name]()
+def test_codecs_keep_their_promises(name: str) -> None:
+    """For every registered codec: it is what its configuration says; the latents have the promised shape and type; the
+    same noise gives the same latents; and is_exact is not merely claimed."""
+    shape = SHAPES[name] if name in SHAPES else CODECS[name]()
+    codec = shape.build()
+    for promise in ("latent_channels", "downsampling", "is_exact"):
+        assert getattr(codec, promise) == getattr(shape, promise)
     pictures = (torch.arange(2 * 3 * 16 * 16) % 256 / 127.5 - 1).reshape(2, 3, 16, 16)  # every byte
     noise = KeyedNoise.from_seeds([0, 1])
     latents = codec.encode(pictures, noise)

@@ -20,7 +20,7 @@ from cyclopts import Parameter
 
 from unstir.cli.output import Whole, print_json, progress_bar, say
 from unstir.cli.runs import changes_of, first_difference, locked, progress_of, run_folder
-from unstir.cli.train_classifier import asks_for_classifier, train_classifier
+from unstir.cli.train_classifier import reader_asked_for, train_reader
 
 if TYPE_CHECKING:
     from unstir.training.engine import Team
@@ -52,6 +52,7 @@ def train(
     out: str | None = None,
     resume: Annotated[bool, Parameter(negative=())] = False,
     start: Annotated[str | None, Parameter(name="--from")] = None,
+    codec: str | None = None,
     images: Whole | None = None,
     batch: Whole | Literal["auto"] | None = None,
     seed: Whole | None = None,
@@ -77,7 +78,8 @@ def train(
     recipe
         emoji, tiny, cifar10, fine-tune, naive, naive-cifar10, or the run.json of another run. Without it: fine-tune
         with --from, else tiny below 100 pictures, else emoji. cifar10-classifier and cifar10-features train a
-        classifier of pictures instead, noisy and clean ones (docs/classifier-guidance.md).
+        classifier of pictures instead, noisy and clean ones (docs/classifier-guidance.md); codec and codec-vq train a
+        codec, in whose latents other models draw with --codec.
     data
         Captioned pictures: a folder (metadata.jsonl, .txt beside each picture, class folders, ...), a .zip, .tar or
         .parquet file (docs/data.md). The recipe emoji builds its own set where none is given.
@@ -87,6 +89,8 @@ def train(
         Go on from the newest checkpoint in the run folder.
     start
         A model to start from: "builtin", a model folder or a run folder.
+    codec
+        Draw in the latents of this codec: the folder of the run that trained it (unstir train codec).
     images
         Pictures to see in all.
     batch
@@ -126,23 +130,25 @@ def train(
         "max_broken": max_broken,
     }
     changes = changes_of(set_ or [], shortcuts)
-    wanted = {"recipe": recipe, "data": data, "start": start, "allow": allow_missing_captions}
+    wanted = {"recipe": recipe, "data": data, "start": start, "codec": codec, "allow": allow_missing_captions}
     from unstir.device import resolve_device
 
     place = local_device(resolve_device(device), os.environ)
     with joined(place) as team:
         directory = Path(team.told(str(run_folder(recipe, out, resume=resume)) if team.is_first else ""))
-        if asks_for_classifier(recipe, directory, resume=resume):
-            unfit = {"--from": start, "--captions": captions, "--aspect": aspect, "--max-broken": max_broken}
-            if allow_missing_captions or any(value is not None for value in unfit.values()):
+        kind = reader_asked_for(recipe, directory, resume=resume)
+        if kind is not None:
+            unfit = (start, codec, captions, aspect, max_broken)
+            if allow_missing_captions or any(value is not None for value in unfit):
+                told = "whose captions name its classes" if kind == "classifier" else "whose captions it does not read"
                 raise ValueError(
-                    "a classifier is trained on pictures whose captions name its classes; leave --from, --captions, "
-                    "--aspect, --max-broken and --allow-missing-captions out"
+                    f"a {kind} is trained on pictures {told}; leave --from, --codec, --captions, --aspect, "
+                    "--max-broken and --allow-missing-captions out"
                 )
             if team.size > 1:
-                raise ValueError("a classifier is trained by one process; start it without torchrun")
-            return train_classifier(
-                directory, recipe=recipe, data=data, changes=changes, resume=resume, device=device, json=json
+                raise ValueError(f"a {kind} is trained by one process; start it without torchrun")
+            return train_reader(
+                kind, directory, recipe=recipe, data=data, changes=changes, resume=resume, device=device, json=json
             )
         with locked(directory) if team.is_first else nullcontext():
             config, fingerprint = _agreed(team, directory, wanted, changes, resume=resume)
@@ -212,7 +218,7 @@ def _fresh(directory: Path, wanted: dict[str, Any], changes: Sequence[tuple[str,
     """The configuration of a new run."""
     from unstir.config import override
     from unstir.data.large import count_pictures
-    from unstir.model import load_model
+    from unstir.model import in_latents, load_codec, load_model
     from unstir.pipeline import locate_model
     from unstir.recipes import config_of, recipe_for
 
@@ -237,6 +243,10 @@ def _fresh(directory: Path, wanted: dict[str, Any], changes: Sequence[tuple[str,
         source = locate_model(wanted["start"])
         path = wanted["start"] if wanted["start"] == "builtin" else str(source.resolve())
         config = replace(config, start=path, model=load_model(source).config)
+    if wanted["codec"] is not None:
+        found = locate_model(wanted["codec"])
+        model = override(config, [change for change in changes if change[0] == "model.size"]).model
+        config = replace(config, codec=str(found.resolve()), model=in_latents(model, load_codec(found).config))
     config = override(config, changes)
     if not config.data and config.recipe != "emoji":
         raise ValueError(f"the recipe {config.recipe} needs pictures; give their folder with --data")
@@ -258,6 +268,8 @@ def _resumed(config: RunConfig, wanted: dict[str, Any], changes: Sequence[tuple[
         )
     if wanted["start"] not in (None, config.start) and str(locate_model(wanted["start"]).resolve()) != config.start:
         raise ValueError(f"the run started from {config.start or 'fresh weights'}, not from {wanted['start']}")
+    if wanted["codec"] not in (None, config.codec) and str(locate_model(wanted["codec"]).resolve()) != config.codec:
+        raise ValueError(f"the run draws in the latents of {config.codec or 'no codec'}, not of {wanted['codec']}")
     asks = [(path, value) for path, value in changes if (path, value) != ("training.micro_batch", "auto")]
     changed = override(config, asks)  # what fits was found when the run began, and stays
     before, after = to_dict(config), to_dict(changed)

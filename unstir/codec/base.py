@@ -7,9 +7,9 @@ Does not know: noise levels, prompts, files.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from unstir.typing import Noise, Picture
@@ -42,6 +42,77 @@ class Codec(Protocol):
         ...
 
 
+class CodecShape(Protocol):
+    """What a configuration says of a codec; one without weights is its own configuration."""
+
+    @property
+    def channels(self) -> int:
+        """Channels of the pictures."""
+        ...
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+        ...
+
+    @property
+    def downsampling(self) -> int:
+        """How many times smaller latents are than pictures, in height and in width."""
+        ...
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether pictures come back as they were."""
+        ...
+
+    def build(self) -> Codec:
+        """The codec; one with weights has fresh ones."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Coded:
+    """What a codec in training made of pictures.
+
+    Args:
+        reconstruction: as they came back.
+        costs: what their latents cost each of them: ``kl`` in nats, or ``codebook`` and ``commitment`` in squared
+            distance a number.
+        indices: of the codes, where there are some.
+    """
+
+    reconstruction: Picture
+    costs: dict[str, Float[Tensor, "b"]]
+    indices: Int[Tensor, "b u v"] | None = None
+
+
+class LearnedCodec(Codec, Protocol):
+    """A codec with weights: a module."""
+
+    @property
+    def config(self) -> CodecShape:
+        """What it is made of."""
+        ...
+
+    @property
+    def scale(self) -> float:
+        """What latents are multiplied by, so that their variance is one."""
+        ...
+
+    @property
+    def last_weight(self) -> Tensor:
+        """Of the decoder's last layer, where the gradients of two losses are weighed against each other."""
+        ...
+
+    def there_and_back(self, pictures: Picture, noise: Noise) -> Coded:
+        """One pass, for training."""
+        ...
+
+    def scaled(self, scale: float) -> Self:
+        """The same weights, whose latents are multiplied by ``scale``."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Identity(Codec):
     """Diffusion on the pixels themselves."""
@@ -62,6 +133,10 @@ class Identity(Codec):
     def is_exact(self) -> bool:
         """True."""
         return True
+
+    def build(self) -> Identity:
+        """Itself: there are no weights."""
+        return self
 
     def encode(self, pictures: Picture, noise: Noise) -> Float[Tensor, "b k u v"]:
         """The pictures."""

@@ -56,6 +56,10 @@ class BitPlanes(Codec):
         """Whether bytes come back as they were: with 8 bits."""
         return self.bits == 8
 
+    def build(self) -> BitPlanes:
+        """Itself: there are no weights."""
+        return self
+
     def encode(self, pictures: Picture, noise: Noise) -> Float[Tensor, "b k u v"]:
         """Zeros and ones, the planes of a channel one after another."""
         top = 2**self.bits - 1

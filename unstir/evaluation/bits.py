@@ -98,7 +98,7 @@ def measure_bits(
     def bound_of(start: int, first: float) -> Bound:
         rows = slice(start, start + batch)
         noise = KeyedNoise(keys=tuple((seed, i) for i in range(len(pictures))[rows]))
-        latents = codec.encode(to_unit(pictures[rows]).to(weight.device, precision), noise.at(0))
+        latents = model.codec.encode(to_unit(pictures[rows]).to(weight.device, precision), noise.at(0))
         condition, _ = model.reader.read(list(prompts[rows]))
         denoise = model.denoiser.given(condition.map(lambda tensor: tensor.to(weight.device)))
         return bits_per_dim(

@@ -9,6 +9,8 @@ from unstir.config import choose, from_dict, read_json_file
 from unstir.recipes.cifar10 import cifar10 as cifar10
 from unstir.recipes.cifar10_classifier import cifar10_classifier as cifar10_classifier
 from unstir.recipes.cifar10_classifier import cifar10_features as cifar10_features
+from unstir.recipes.codec import codec as codec
+from unstir.recipes.codec import codec_vq as codec_vq
 from unstir.recipes.emoji import emoji as emoji
 from unstir.recipes.fine_tune import fine_tune as fine_tune
 from unstir.recipes.naive import naive as naive
@@ -16,6 +18,7 @@ from unstir.recipes.naive import naive_cifar10 as naive_cifar10
 from unstir.recipes.naive import naive_of as naive_of
 from unstir.recipes.tiny import tiny as tiny
 from unstir.training.classifier import ClassifierRun
+from unstir.training.codec import CodecRun
 from unstir.training.run import RunConfig
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
@@ -30,6 +33,11 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
 CLASSIFIER_RECIPES: dict[str, Callable[[], ClassifierRun]] = {
     "cifar10-classifier": cifar10_classifier,
     "cifar10-features": cifar10_features,
+}
+
+CODEC_RECIPES: dict[str, Callable[[], CodecRun]] = {
+    "codec": codec,
+    "codec-vq": codec_vq,
 }
 
 

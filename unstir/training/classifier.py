@@ -11,7 +11,6 @@ Does not know: command lines, what the classifier is for.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,6 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from unstir.classifier import Classifier, ClassifierConfig, build_classifier, class_named, save_classifier
-from unstir.config import from_dict, read_json_file, to_dict, write_text_file
 from unstir.data.transforms import to_unit
 from unstir.device import resolve_device, resolve_precision
 from unstir.diffusion.noise import KeyedNoise
@@ -33,11 +31,11 @@ from unstir.diffusion.times import UniformTimes
 from unstir.model import ModelConfig
 from unstir.nn.encoder import Encoder
 from unstir.training.batches import Captioned, picture_of
-from unstir.training.checkpoint import Checkpoint, load_latest, save_checkpoint
+from unstir.training.checkpoint import Checkpoint, save_checkpoint
 from unstir.training.ema import ema_decay
-from unstir.training.log import Guarded, RunLog
+from unstir.training.loop import Plan, begin, loop, read_plain_run
 from unstir.training.optimizer import OptimizerConfig, learning_rate
-from unstir.training.run import Outcome, RunConfig, Say, is_due, load_data, signals
+from unstir.training.run import Outcome, RunConfig, Say, load_data
 from unstir.training.step import Learner, NotFiniteError
 from unstir.training.trainer import EmaConfig
 from unstir.typing import Noise, Picture
@@ -397,33 +395,20 @@ def execute_classifier(
         ArithmeticError: if the loss is not finite; the last checkpoint is untouched.
         OSError: if the folder cannot be written.
     """
-    file = directory / "run.json"
-    if file.exists() and read_classifier_run(file)[1] != data.fingerprint:
-        raise ValueError(
-            f"the pictures or captions in {config.data} are not those that {directory} was trained on; give the old "
-            "ones with --data, or start a new run"
-        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         classifier = build_classifier(config.classifier)
     trainer = ClassifierTrainer(classifier, data.train, config.training, device=device)
-    checkpoint = load_latest(directory / "checkpoints")
-    if checkpoint is not None:
-        trainer.restore(checkpoint)
-    if trainer.images_seen > config.training.images:
-        raise ValueError(
-            f"the run has seen {trainer.images_seen} pictures already, more than the {config.training.images} asked "
-            "for; ask for more"
-        )
-    went = [f"going on from {trainer.images_seen} pictures"] if trainer.images_seen else []
-    for line in (f"recipe: {config.recipe}", *data.lines, f"run folder: {directory.resolve()}", *went):
-        say(line)
-    directory.mkdir(parents=True, exist_ok=True)
-    content = {**to_dict(config), "fingerprint": data.fingerprint}
-    write_text_file(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    file_log = RunLog(directory / "log.jsonl")
-    file_log.rewind(trainer.images_seen)
-    log = Guarded({"log.jsonl": file_log}, say)
+    plan = Plan(
+        directory=directory,
+        config=config,
+        fingerprint=data.fingerprint,
+        lines=data.lines,
+        images=config.training.images,
+        log=config.log,
+        checkpoint=config.checkpoint,
+    )
+    log = begin(plan, trainer, say)
     told: dict[str, float] = {}
 
     def save() -> None:
@@ -445,33 +430,11 @@ def execute_classifier(
         }
         save_classifier(replace(trainer.ema_classifier, training=provenance), directory / "model")
 
-    stopped = _loop(trainer, config, log, save, hook)
+    def write(reports: Sequence[ClassifierReport]) -> None:
+        log.write(trainer.images_seen, _mean(reports))
+
+    stopped = loop(plan, trainer, write=write, save=save, hook=hook)
     return Outcome(images_seen=trainer.images_seen, is_finished=not stopped, signal=stopped, held_out=told)
-
-
-def _loop(
-    trainer: ClassifierTrainer,
-    config: ClassifierRun,
-    log: Guarded,
-    save: Callable[[], None],
-    hook: Callable[[ClassifierReport], None],
-) -> int:
-    """Train to the end, or until a signal came; the state is saved in both cases. The signal's number, or 0."""
-    pending: list[ClassifierReport] = []
-    with signals() as came:
-        while trainer.images_seen < config.training.images and not came:
-            before = trainer.images_seen
-            report = trainer.step()
-            pending.append(report)
-            hook(report)
-            is_last = trainer.images_seen == config.training.images
-            if is_last or is_due(before, trainer.images_seen, config.log):
-                log.write(trainer.images_seen, _mean(pending))
-                pending.clear()
-            if not is_last and is_due(before, trainer.images_seen, config.checkpoint):
-                save()
-        save()
-        return came[0] if came and trainer.images_seen < config.training.images else 0
 
 
 def _mean(reports: Sequence[ClassifierReport]) -> dict[str, Any]:
@@ -490,9 +453,4 @@ def read_classifier_run(path: Path) -> tuple[ClassifierRun, str]:
         OSError: if there is no such file.
         ValueError: if it is damaged, or of another kind of run.
     """
-    content = read_json_file(path)
-    fingerprint = str(content.pop("fingerprint", ""))
-    try:
-        return from_dict(ClassifierRun, content), fingerprint
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    return read_plain_run(path, ClassifierRun)

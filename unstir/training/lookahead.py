@@ -262,7 +262,7 @@ def _blind_error(trainer: Trainer) -> float:
     """The mean squared distance of pictures, where the process sees them, from their mean."""
     pictures = to_unit(torch.stack(list(trainer.data.pictures)))
     noise = KeyedNoise(keys=tuple((trainer.config.seed, CODEC, i) for i in range(len(pictures))))
-    latents = trainer.model.config.codec.encode(pictures.to(trainer.device), noise)
+    latents = trainer.model.codec.encode(pictures.to(trainer.device), noise)
     return (latents - latents.mean(0)).square().mean().item()
 
 

@@ -5,6 +5,7 @@ Does not know: command lines, terminals.
 
     RUN/run.json             the resolved configuration, and which data it saw
     RUN/tokenizer.json       the words
+    RUN/codec/               the codec in whose latents it draws, where that has weights
     RUN/log.jsonl            losses, rates, speed, held-out loss per band
     RUN/tensorboard/         the same for TensorBoard, where the configuration asks for it
     RUN/previews/            what it drew, from the first step on
@@ -30,6 +31,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
+from unstir.codec import LearnedCodec
 from unstir.conditioning.captions import paraphrases
 from unstir.conditioning.text import WordReader
 from unstir.config import from_dict, read_json_file, to_dict, write_text_file
@@ -38,7 +40,19 @@ from unstir.data.large import MOST_PICTURES, MOST_PIXELS, LargeSet, Tally, divid
 from unstir.data.table import Table
 from unstir.data.transforms import MAX_BROKEN, load_buckets, load_pictures, shape_of, to_unit
 from unstir.diffusion.noise import KeyedNoise
-from unstir.model import Model, ModelConfig, build, load_model, load_weights, network_of, save_model, text_of
+from unstir.model import (
+    Model,
+    ModelConfig,
+    build,
+    load_codec,
+    load_model,
+    load_weights,
+    needs_weights,
+    network_of,
+    save_codec,
+    save_model,
+    text_of,
+)
 from unstir.pipeline import locate_model
 from unstir.training.batches import CODEC, Captioned, read_all
 from unstir.training.checkpoint import load_latest, save_checkpoint
@@ -88,6 +102,8 @@ class RunConfig:
         recipe: name of the recipe that it came from.
         data: folder or file of pictures.
         start: model whose weights it starts from; empty for fresh ones.
+        codec: folder of the codec in whose latents it draws, or of the run that trained it; empty where the model's
+            codec has no weights, or comes with the model that it starts from.
         captions: where captions are taken from, a name of ``unstir.data.SOURCES``; "auto" is the precedence.
         aspect: what is done to pictures that are not square: the middle is cropped, white is put around them, or they
             keep about their shape in one of a few buckets (networks that draw several sizes only).
@@ -103,6 +119,7 @@ class RunConfig:
     recipe: str = "own"
     data: str = ""
     start: str = ""
+    codec: str = ""
     captions: Literal["auto", "metadata", "sidecar", "folder", "filename", "none"] = "auto"
     aspect: Literal["crop", "pad", "buckets"] = "crop"
     max_broken: float = MAX_BROKEN
@@ -282,7 +299,8 @@ def execute(
     # Whatever can be refused is refused before anything is written.
     require_loggers(config.log_to)
     reader = _reader(directory, config, data)
-    trainer = Trainer(first_model(config, reader), data.train, config.training, device=device, team=team)
+    codec = trained_codec(config, directory)
+    trainer = Trainer(first_model(config, reader, codec), data.train, config.training, device=device, team=team)
     parts = ()
     if config.training.micro_batch == "auto":  # from here on a number: whoever resumes must round as this run does
         config = replace(config, training=replace(config.training, micro_batch=trainer.micro_batch))
@@ -295,6 +313,8 @@ def execute(
             say(line)
         (desk / "previews").mkdir(parents=True, exist_ok=True)
         write_text_file(desk / "tokenizer.json", reader.tokenizer.to_str())
+        if codec is not None and not (desk / "run.json").exists():
+            save_codec(codec, desk / "codec", training={"taken_from": config.codec or config.start})
         write_run(desk, config, data)
         log = RunLog(desk / "log.jsonl")
         log.rewind(trainer.images_seen)
@@ -448,7 +468,7 @@ class _Watcher:
         chosen = self.data.validation.rows(range(min(_VALIDATION_PICTURES, len(self.data.validation))))
         pictures = to_unit(torch.stack(list(chosen.pictures))).to(trainer.device)
         noise = KeyedNoise(keys=tuple((0, CODEC, i) for i in range(len(chosen))))
-        latents = self.config.model.codec.encode(pictures, noise)
+        latents = trainer.model.codec.encode(pictures, noise)
         condition = read_all(trainer.model.reader, [captions[0] if captions else "" for captions in chosen.captions])
         condition = condition.map(lambda tensor: tensor.to(trainer.device))
         was_training = trainer.network.training
@@ -545,11 +565,48 @@ def reader_for(config: RunConfig, train: Captioned) -> WordReader:
     return WordReader.train(texts, vocabulary=text.vocabulary, max_tokens=text.max_tokens)
 
 
-def first_model(config: RunConfig, reader: WordReader) -> Model:
-    """The model that a run begins with: fresh weights, by its seed, or those of the model that it starts from."""
+def trained_codec(config: RunConfig, directory: Path | None = None) -> LearnedCodec | None:
+    """The codec in whose latents a run draws: the run's own copy, the one that it names, or that of its first model.
+
+    Args:
+        config: the run.
+        directory: its folder.
+
+    Returns:
+        None where the model's codec has no weights.
+
+    Raises:
+        FileNotFoundError: if there is no such codec.
+        ValueError: if it has to be trained first, or has another shape than the model's.
+    """
+    if not needs_weights(config.model.codec):
+        return None
+    if directory is not None and (directory / "run.json").is_file():  # its codec was written before that
+        codec = load_codec(directory / "codec")
+    elif config.codec:
+        codec = load_codec(locate_model(config.codec))
+    elif config.start:
+        codec = cast(LearnedCodec, load_model(locate_model(config.start)).codec)
+    else:
+        raise ValueError(
+            "this model draws in the latents of a codec, which has to be trained first; train one with unstir train "
+            "codec, and give its run with --codec"
+        )
+    return codec
+
+
+def first_model(config: RunConfig, reader: WordReader, codec: LearnedCodec | None = None) -> Model:
+    """The model that a run begins with: fresh weights, by its seed, or those of the model that it starts from.
+
+    Args:
+        config: the run.
+        reader: its words.
+        codec: as ``trained_codec`` finds it; None lets that look for it.
+    """
+    codec = trained_codec(config) if codec is None else codec
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
-        model = build(config.model, reader)
+        model = build(config.model, reader, codec=codec)
     if config.start:
         source = locate_model(config.start)
         load_weights(cast(nn.Module, model.denoiser.network), source / "model.safetensors")

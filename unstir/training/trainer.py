@@ -24,7 +24,7 @@ from unstir.device import autocast, pins, resolve_device, resolve_precision
 from unstir.diffusion.denoiser import NetworkDenoiser
 from unstir.diffusion.objective import DISTANCES, WEIGHTS, Hybrid, Loss, Offset, Simple, VariationalBound
 from unstir.diffusion.times import EndTime, LogitNormalTimes, LogNormalTimes, LogSNRTimes, Times, UniformTimes
-from unstir.model import Model
+from unstir.model import Model, place_codec
 from unstir.training.batches import CODEC, OBJECTIVE, Captioned, batch_of
 from unstir.training.checkpoint import Checkpoint
 from unstir.training.culprit import culprit
@@ -212,6 +212,7 @@ class Trainer:
             )
         self.device = resolve_device(device)
         self.precision: Literal["float32", "bf16"] = resolve_precision(config.precision, self.device)
+        place_codec(model, self.device)
         network = cast(nn.Module, model.denoiser.network)
         self.learner = Learner(
             network,
@@ -244,7 +245,13 @@ class Trainer:
     def ema_model(self) -> Model:
         """The model with the averaged weights, for previews, validation and saving."""
         model, denoiser = self.model, self._denoiser(self.ema_network)
-        return Model(config=model.config, denoiser=denoiser.eval(), reader=model.reader, training=model.training)
+        return Model(
+            config=model.config,
+            denoiser=denoiser.eval(),
+            reader=model.reader,
+            training=model.training,
+            codec=model.codec,
+        )
 
     def _denoiser(self, network: Any) -> NetworkDenoiser[Condition]:
         """The model's denoiser with other weights, or its own called in another way."""
@@ -317,7 +324,7 @@ class Trainer:
             pictures.to(self.device, non_blocking=is_pinned),
             condition.map(lambda tensor: tensor.to(self.device, non_blocking=is_pinned)),
         )
-        latents = self.model.config.codec.encode(pictures, noise.at(CODEC))
+        latents = self.model.codec.encode(pictures, noise.at(CODEC))
         return self.objective(self.denoiser, latents, condition, noise.at(OBJECTIVE))
 
     def run(
