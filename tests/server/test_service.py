@@ -237,6 +237,7 @@ def test_a_restart_goes_on_in_order_with_what_is_missing(with_hand: Any) -> None
         hand.draw(jobs[1].id, 2)
         for index in range(3):
             hand.draw(jobs[2].id, index)
+        await until(service, jobs[1], 2)
         await until(service, jobs[2], 3)
         await service.delete(jobs[1].id, 2)
 
