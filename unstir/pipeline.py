@@ -54,7 +54,7 @@ from unstir.editing import (
     shares,
 )
 from unstir.model import Model, load_model, place_codec, spacing_of, steps_of
-from unstir.replay import Ask, Replayed, Wrapped
+from unstir.replay import Ask, Read, Replayed, Wrapped, read_by
 from unstir.speedups import is_on
 from unstir.steering import TILTED, Steering, Told, denoiser_of, process_of, require_fit
 from unstir.typing import X, floats
@@ -226,16 +226,17 @@ class Pipeline:
         self._weak: dict[str, Model] = {}
         self._classifiers: dict[str, Classifier] = {}
 
-    def through(self, ask: Ask) -> Self:
+    def through(self, ask: Ask, reader: Read = read_by) -> Self:
         """The same pipeline, whose network is asked by somebody else: together with what others ask, for instance.
 
         Args:
             ask: given the network and what it is asked, its answer in float32. It sees to the precision inside the
                 network, and that the network is never called with one row.
+            reader: given the network and a condition, the condition with its words read.
         """
         asked = copy.copy(self)
         drawing = self._replayed if self._replayed is not None and is_on("replayed_graphs") else self.model
-        asked._through = _with_network(drawing, lambda network: Wrapped(network, ask))
+        asked._through = _with_network(drawing, lambda network: Wrapped(network, ask, reader))
         return asked
 
     def request(

@@ -63,6 +63,16 @@ Ask = Callable[[nn.Module, Tensor, Tensor, Condition], Tensor]
 """Answers for a network, given the network and its arguments: x, scalar, condition."""
 
 
+Read = Callable[[nn.Module, Condition], Condition]
+"""Reads a condition's words for a network."""
+
+
+def read_by(network: nn.Module, condition: Condition) -> Condition:
+    """The condition with its words read, as the network does it."""
+    read = getattr(network, "read", None)
+    return condition if read is None else read(condition)
+
+
 class Around(nn.Module):
     """Something around a network; what the network says of itself, and how it reads words, stays.
 
@@ -86,8 +96,7 @@ class Around(nn.Module):
 
     def read(self, condition: Condition) -> Condition:
         """The condition with its words read, as the network does it."""
-        read = getattr(self.network, "read", None)
-        return condition if read is None else read(condition)
+        return read_by(self.network, condition)
 
 
 class Wrapped(Around):
@@ -96,13 +105,18 @@ class Wrapped(Around):
     Args:
         network: of (x, scalar, condition).
         ask: answers for it, and calls it as it likes, but never with one row.
+        reader: reads words for it.
     """
 
     takes_one_row = True  # whoever answers adds the second one, if it is still missing then
 
-    def __init__(self, network: nn.Module, ask: Ask) -> None:
+    def __init__(self, network: nn.Module, ask: Ask, reader: Read = read_by) -> None:
         super().__init__(network)
-        self.ask = ask
+        self.ask, self.reader = ask, reader
+
+    def read(self, condition: Condition) -> Condition:
+        """The condition with its words read."""
+        return self.reader(self.network, condition)
 
     def forward(
         self, x: Float[Tensor, "b c *site"], scalar: Float[Tensor, "b"], condition: Condition

@@ -105,6 +105,7 @@ def serve(
     with bind(host, port) as place, _extra():
         from dataclasses import replace
 
+        from unstir.device import one_thread
         from unstir.server.app import create
         from unstir.server.asking import Limits
         from unstir.server.logs import Log
@@ -114,7 +115,8 @@ def serve(
 
         devices = devices_of(device, replicas)
         make_worker = drawer(model, devices, replicas, precision)
-        pipes = opened(model, device=devices[0], precision=precision)
+        with one_thread():  # two threads that have ever shared work with helpers slow each other down from then on
+            pipes = opened(model, device=devices[0], precision=precision)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         limits = Limits() if queue is None else replace(Limits(), queue=queue)
         log = Log(has_prompts=log_prompts, has_requests=not quiet)
@@ -189,9 +191,11 @@ def drawer(
         return None
 
     def side_by_side(pipes: Mapping[str, Pipeline], listener: Listener) -> Drawer:
+        from unstir.device import one_thread
         from unstir.server.devices import Devices
 
-        others = [opened(models, device=device, precision=precision) for device in devices[1:]]
+        with one_thread():
+            others = [opened(models, device=device, precision=precision) for device in devices[1:]]
         return Devices([pipes, *others], listener)
 
     return side_by_side

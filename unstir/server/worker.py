@@ -29,6 +29,7 @@ from unstir.data.transforms import to_bytes
 from unstir.device import autocast, resolve_precision
 from unstir.editing import Album
 from unstir.pipeline import Pipeline, Preview, Request, Result
+from unstir.server.reading import Readings
 from unstir.server.turns import DRAFT, Waiting, length_of, next_call
 from unstir.server.walk import Call, Walk, ask
 
@@ -141,7 +142,7 @@ class Worker:
     """
 
     def __init__(self, pipes: Mapping[str, Pipeline], listener: Listener, *, most: int = MOST) -> None:
-        self._pipes = {name: pipe.through(ask) for name, pipe in pipes.items()}
+        self._pipes = {name: pipe.through(ask, Readings()) for name, pipe in pipes.items()}
         self._listener = listener
         self._most = most * _ROWS
         self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
