@@ -125,7 +125,6 @@ def jobs(**said: Any) -> Iterator[dict[str, Any]]:
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clients, "_SPARSE", 0.001)
     monkeypatch.setattr(clients, "_DENSE", 0.001)
 
 
@@ -152,11 +151,11 @@ def test_what_goes_wrong_is_counted_for_what_it_is(tmp_path: Path, monkeypatch: 
     async def act(url: str) -> Tally:
         visit = Visit(client=Client(url), tally=Tally(), folder=tmp_path)
         for asked in ({"prompt": "a"}, {"prompt": "b"}, {"prompt": "c", "number": 2}):
-            status = await visit.wait(await visit.post(asked), until=1e12, pause=0.001)
+            status = await visit.wait(await visit.post(asked), until=1e12)
             if status is not None:
                 await visit.fetch(asked, status)
         assert await visit.post({"prompt": "refused"}) == ""
-        status = await visit.wait("job2", until=1e12, pause=0.001)
+        status = await visit.wait("job2", until=1e12)
         assert status is not None
         assert not await visit.fetch({"number": 3}, status)  # one is missing
         visit.client.close()

@@ -170,6 +170,24 @@ def test_a_job_that_is_called_off_says_so_for_ever(client: TestClient) -> None:
     assert events(client, job["id"])[-1] == ("end", ended.json())
 
 
+def test_whoever_waits_is_answered_at_the_end_or_after_as_long(client: TestClient) -> None:
+    short = client.post("/api/jobs", json={"prompt": "red cat", "steps": 3}).json()
+    status = client.get(f"{short['url']}?wait=60").json()
+    assert status["state"] == "done"
+    assert len(status["pictures"]) == 1
+    assert client.get(f"{short['url']}?wait=60").json() == status
+    long = client.post("/api/jobs", json={"prompt": "red cat", "steps": 250, "number": 16}).json()
+    assert client.get(f"{long['url']}?wait=0.01").json()["state"] in ("queued", "running")
+    assert client.delete(long["url"]).json()["state"] == "cancelled"
+
+
+@pytest.mark.parametrize("wait", ["-1", "61", "nan", "inf", "soon", ""])
+def test_a_wait_is_some_seconds(client: TestClient, wait: str) -> None:
+    job = drawn(client)
+    assert refused(client.get(f"{job['url']}?wait={wait}"))["field"] == "wait"
+    assert client.get("/api/jobs/none?wait=1").status_code == 404
+
+
 def test_a_draft_is_seen_and_not_kept(client: TestClient) -> None:
     status = drawn(client, draft=True, page="tab")
     assert status["draft"] is True

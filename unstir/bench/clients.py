@@ -24,8 +24,9 @@ ENDED = frozenset(("done", "failed", "cancelled"))
 PATIENCE = 120.0
 """Seconds that a job is waited for after the load is over, before it counts as lost."""
 
-_SPARSE, _DENSE = 0.25, 0.02  # seconds between two questions: of many clients, and where a time is measured
-_SHARE = 0.9  # of the time that its last job took, a client waits before it asks for the first time
+_DENSE = 0.02  # seconds between two questions where it matters when something begins
+_WAIT = 20.0  # seconds that the server is asked to put its answer off, for as long as the job has not ended
+_PAUSE = 0.25  # seconds before something that was refused is tried again
 _ANSWER = 60.0  # seconds within which any request must be answered
 
 
@@ -194,16 +195,17 @@ class Visit:
         self.tally.accepted += 1
         return str(reply.said["id"])
 
-    async def wait(self, job: str, *, until: float, pause: float) -> Mapping[str, Any] | None:
+    async def wait(self, job: str, *, until: float) -> Mapping[str, Any] | None:
         """A job's status at its end; None if it has none until then (of ``time.monotonic``)."""
         while True:
-            reply = await self.client.ask("GET", f"/api/jobs/{job}")
+            reply = await self.client.ask("GET", f"/api/jobs/{job}?wait={_WAIT:g}")
             if reply.status == 200 and reply.said["state"] in ENDED:
                 return cast("Mapping[str, Any]", reply.said)
             if reply.status == 404 or time.monotonic() > until:
                 self.tally.lost.append(job)
                 return None
-            await asyncio.sleep(pause if reply.status == 200 else float(reply.headers.get("retry-after", 1)))
+            if reply.status != 200:
+                await asyncio.sleep(float(reply.headers.get("retry-after", 1)))
 
     async def fetch(self, asked: Mapping[str, Any], status: Mapping[str, Any]) -> bool:
         """Get the pictures of a job that has ended; whether all came."""
@@ -238,10 +240,9 @@ async def load(url: str, jobs: Iterator[Mapping[str, Any]], folder: Path, *, cli
 
     async def visit() -> None:
         own = Visit(client=Client(url), tally=tally, folder=folder)
-        usual = 0.0
         try:
             while time.monotonic() < deadline:
-                usual = await _one(own, next(jobs), usual, deadline + PATIENCE)
+                await _one(own, next(jobs), deadline + PATIENCE)
         except OSError as error:
             tally.failures.append(str(error) or type(error).__name__)
         finally:
@@ -252,18 +253,15 @@ async def load(url: str, jobs: Iterator[Mapping[str, Any]], folder: Path, *, cli
     return tally
 
 
-async def _one(visit: Visit, asked: Mapping[str, Any], usual: float, until: float) -> float:
-    """One job from the question to the pictures; the seconds until it had ended."""
+async def _one(visit: Visit, asked: Mapping[str, Any], until: float) -> None:
+    """One job, from the question to the pictures."""
     began = time.monotonic()
     if not (job := await visit.post(asked)):
-        await asyncio.sleep(_SPARSE)
-        return usual
-    await asyncio.sleep(usual * _SHARE)
-    status = await visit.wait(job, until=until, pause=_SPARSE)
-    took = time.monotonic() - began
+        await asyncio.sleep(_PAUSE)
+        return
+    status = await visit.wait(job, until=until)
     if status is not None and await visit.fetch(asked, status):
         visit.tally.latencies.append(time.monotonic() - began)
-    return took
 
 
 async def short_beside_long(
@@ -284,7 +282,7 @@ async def short_beside_long(
 
     async def timed(number: int) -> float:
         began, asked = time.monotonic(), {**short, "seed": number}
-        status = await visit.wait(await visit.post(asked), until=began + PATIENCE, pause=_DENSE)
+        status = await visit.wait(await visit.post(asked), until=began + PATIENCE)
         if status is not None:
             await visit.fetch(asked, status)
         return time.monotonic() - began
@@ -298,7 +296,7 @@ async def short_beside_long(
                 await asyncio.sleep(_DENSE)
             behind.append(await timed(2 * number + 1))
             await visit.client.ask("DELETE", f"/api/jobs/{other}")
-            await visit.wait(other, until=time.monotonic() + PATIENCE, pause=_DENSE)
+            await visit.wait(other, until=time.monotonic() + PATIENCE)
     finally:
         visit.client.close()
     return alone, behind, visit.tally
@@ -346,7 +344,7 @@ async def ask_until_gone(
     try:
         await ask_for(islice(jobs, count))
         for promise in promises[:enough]:
-            await visit.wait(promise.job, until=time.monotonic() + PATIENCE, pause=_DENSE)
+            await visit.wait(promise.job, until=time.monotonic() + PATIENCE)
         more = asyncio.create_task(ask_for(jobs))
         while len(promises) < count + 2 and not more.done():  # it is asked in the very moment
             await asyncio.sleep(0)
@@ -366,7 +364,7 @@ async def collect(url: str, promises: list[Promise], folder: Path) -> Tally:
         for promise in promises:
             job = promise.job or await visit.post(promise.asked, promise.key)
             tally.accepted += bool(promise.job)
-            status = await visit.wait(job, until=time.monotonic() + PATIENCE, pause=_SPARSE) if job else None
+            status = await visit.wait(job, until=time.monotonic() + PATIENCE) if job else None
             if status is not None:
                 await visit.fetch(promise.asked, status)
     finally:

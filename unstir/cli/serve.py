@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json as json_module
 import os
+import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 VARIABLE = "UNSTIR_TOKEN"
 _SHORTEST = 12  # characters of a token
 _ONE = ("builtin",)
+_SWITCH = 0.0005  # seconds after which Python lets another thread in: at 5 ms the worker waits long for every answer
 
 
 def serve(
@@ -95,6 +97,7 @@ def serve(
         Tell of readiness in one line of JSON.
     """
     started = time.perf_counter()
+    sys.setswitchinterval(_SWITCH)
     with _extra():
         from unstir.server.guard import Guard
         from unstir.server.listener import LOGGERS, Patience, bind, run

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import re
 from collections.abc import AsyncGenerator, Mapping
 from typing import Annotated, Any
@@ -71,12 +72,24 @@ Index = Annotated[
         examples=[0],
     ),
 ]
+MOST_WAIT = 60.0
+"""Seconds that an answer may be put off."""
+
 Time = Annotated[
     str,
     Path(
         description="How much noise: from 0, the picture, to 1, nothing but noise.",
         json_schema_extra={"type": "number", "minimum": 0, "maximum": 1},
         examples=[0.5],
+    ),
+]
+Wait = Annotated[
+    float,
+    Query(
+        description="Seconds to wait for the end of the job, if it has not ended, before it is answered.",
+        ge=0,
+        le=MOST_WAIT,
+        allow_inf_nan=False,
     ),
 ]
 UploadName = Annotated[
@@ -202,14 +215,19 @@ def _add_jobs(made: APIRouter, service: Service) -> None:
     @made.get(
         "/jobs/{job}",
         response_model=schema.JobStatus,
-        responses=_failures(404),
+        responses=_failures(400, 404, 429),
         tags=["jobs"],
         operation_id="readJob",
-        summary="See how far a job is",
+        summary="See how far a job is, or wait for its end",
     )
-    async def read(job: JobId) -> schema.JobStatus:
-        """The place in the queue, steps done, previews and finished pictures."""
-        return _told(service, service.look(_job(job)), {})
+    async def read(job: JobId, wait: Wait = 0.0) -> schema.JobStatus:
+        """The place in the queue, steps done, previews and finished pictures; at once, or when the job has ended."""
+        if not wait:
+            return _told(service, service.look(_job(job)), {})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait):
+                await service.settled(_job(job))
+        return _told(service, service.status(_job(job)), {})
 
     @made.delete(
         "/jobs/{job}",
