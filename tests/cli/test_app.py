@@ -40,7 +40,7 @@ OPTIONS = {
     ),
     "redo": "--picture -o --output --model --source --mask --between --device --json",
     "check": (
-        "--data --recipe --captions --images --batch --set --seed --measure --no-measure --overfit --no-overfit "
+        "--data --recipe --captions --codec --images --batch --set --seed --measure --no-measure --overfit --no-overfit "
         "--device --json"
     ),
     "watch": "--run --once --every --json",

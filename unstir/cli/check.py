@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from unstir.cli.output import Whole, print_json, stage_progress
-from unstir.cli.runs import changes_of
+from unstir.cli.runs import changes_of, with_codec
 
 if TYPE_CHECKING:
     from unstir.data.findings import Finding
@@ -34,6 +34,7 @@ def check(
     recipe: str | None = None,
     *,
     captions: str = "auto",
+    codec: str | None = None,
     images: Whole | None = None,
     batch: Whole | Literal["auto"] | None = None,
     set_: Annotated[
@@ -60,6 +61,8 @@ def check(
         The recipe that they are for, or the run.json of another run. Without it the one that unstir train would take.
     captions
         As in train: where captions are taken from.
+    codec
+        As in train: the codec in whose latents the model would draw.
     images
         As in train: pictures to see in all.
     batch
@@ -91,13 +94,18 @@ def check(
         "training.micro_batch": "auto" if batch == "auto" else None,
     }
     changes = changes_of(set_ or [], shortcuts)
-    config = None if recipe is None else override(config_of(recipe), changes)
+
+    def asked(name: str) -> RunConfig:
+        config = config_of(name)
+        return override(config if codec is None else with_codec(config, codec, changes), changes)
+
+    config = None if recipe is None else asked(recipe)
     if config is not None and measure:
         _require_network(config)  # before pictures are looked at for long
     pictures = find_pictures(data, captions=captions)
     count = len(pictures.records)
     if config is None:
-        config = override(config_of(recipe_for(count)), changes)
+        config = asked(recipe_for(count))
     size = config.model.size
     with stage_progress() as advance:
         findings = judge(describe(pictures, size, seed=seed, progress=advance))

@@ -12,6 +12,7 @@ from typing import Annotated, Any, cast
 from cyclopts import Parameter
 
 from unstir.cli.output import print_json
+from unstir.cli.train_classifier import reader_asked_for
 
 _SETS = (".parquet", ".tar", ".zip")
 
@@ -21,15 +22,15 @@ def inspect(
     *,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
-    """Tell what a model, a run, a picture or a set of pictures is.
+    """Tell what a model, a classifier, a codec, a run, a picture or a set of pictures is.
 
     Example: unstir inspect builtin
 
     Parameters
     ----------
     path
-        "builtin", a model or run folder, a picture that unstir drew, a safetensors file, or a set of
-        pictures: a folder, a .zip, .tar or .parquet file.
+        "builtin", the folder of a model, a classifier, a codec or a run, a picture that unstir drew, a safetensors
+        file, or a set of pictures: a folder, a .zip, .tar or .parquet file.
     json
         Print one JSON object instead of text.
     """
@@ -52,10 +53,11 @@ def describe(name: str) -> dict[str, Any]:
 
     path = Path(name)
     if (locate_model(name) / "unstir.json").exists():
-        return _model(locate_model(name), path)
+        return _folder(locate_model(name), path)
     if not path.exists() and path.suffix != ".tar":  # a list of shards, x-{000..009}.tar, is no file
         raise FileNotFoundError(
-            f"there is nothing at {name}; give builtin, a model, a run, a picture or a set of pictures"
+            f"there is nothing at {name}; give builtin, a model, a classifier, a codec, a run, a picture or a set of "
+            "pictures"
         )
     if path.is_file() and path.suffix.lower() == ".safetensors":
         return _tensors(path)
@@ -72,29 +74,96 @@ def describe(name: str) -> dict[str, Any]:
     return {"kind": "pictures", "path": str(path), "summary": summary.lines()}
 
 
-def _model(folder: Path, path: Path) -> dict[str, Any]:
+def _folder(folder: Path, path: Path) -> dict[str, Any]:
+    """A folder with an ``unstir.json``, and the run that it belongs to where that is what was asked for."""
+    from unstir.config import read_json_file
+
+    tell = {"classifier": _classifier, "codec": _codec}.get(_kind(read_json_file(folder / "unstir.json")), _model)
+    found, run = tell(folder), _run(path) if (path / "run.json").exists() else {}
+    return {**found, **({"kind": "run", "makes": found["kind"], "run": run} if run else {})}
+
+
+def _kind(description: dict[str, Any]) -> str:
+    return str(description.get("kind", "model"))
+
+
+def _model(folder: Path) -> dict[str, Any]:
     from unstir.config import to_dict
     from unstir.model import load_model
 
     model = load_model(folder)
-    run = _run(path) if (path / "run.json").exists() else {}
+    count = _weights_of(model.codec)
     return {
-        "kind": "run" if run else "model",
+        "kind": "model",
         "path": str(folder),
         "parameters": model.num_parameters,
+        **({"codec_parameters": count} if count else {}),
         "checksum": model.checksum,
         **to_dict(model.config),
         "training": model.training,
         "taught": list(model.taught),
-        **({"run": run} if run else {}),
     }
+
+
+def _codec(folder: Path) -> dict[str, Any]:
+    from unstir.config import to_dict
+    from unstir.model import CodecConfig, load_codec, read_description
+
+    codec, written = load_codec(folder), read_description(folder, "codec", CodecConfig)
+    return {
+        "kind": "codec",
+        "path": str(folder),
+        "parameters": _weights_of(codec),
+        "checksum": written.checksum,
+        "downsampling": codec.downsampling,
+        "latent_channels": codec.latent_channels,
+        **to_dict(written.config),
+        "training": written.training,
+    }
+
+
+def _classifier(folder: Path) -> dict[str, Any]:
+    from unstir.classifier import load_classifier
+    from unstir.config import to_dict
+
+    classifier = load_classifier(folder)
+    return {
+        "kind": "classifier",
+        "path": str(folder),
+        "parameters": _weights_of(classifier.network),
+        "checksum": classifier.checksum,
+        **to_dict(classifier.config),
+        "training": classifier.training,
+    }
+
+
+def _weights_of(part: Any) -> int:
+    """The number of weights of a module; of what is none, 0."""
+    from torch import nn
+
+    return sum(weight.numel() for weight in part.parameters()) if isinstance(part, nn.Module) else 0
+
+
+def _read_run(path: Path) -> tuple[Any, str]:
+    """The configuration of a run of any kind, and the fingerprint of its data."""
+    kind = reader_asked_for(None, path, resume=True)
+    if kind == "codec":
+        from unstir.training.codec import read_codec_run
+
+        return read_codec_run(path / "run.json")
+    if kind == "classifier":
+        from unstir.training.classifier import read_classifier_run
+
+        return read_classifier_run(path / "run.json")
+    from unstir.training.run import read_run
+
+    return read_run(path)
 
 
 def _run(path: Path) -> dict[str, Any]:
     from unstir.training.checkpoint import newest_whole
-    from unstir.training.run import read_run
 
-    config, fingerprint = read_run(path)
+    config, fingerprint = _read_run(path)
     checkpoint = newest_whole(path / "checkpoints")
     return {
         "kind": "run",

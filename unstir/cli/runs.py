@@ -11,12 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from unstir.cli.output import PLAIN_SECONDS, progress_bar, say, writable_folder
 
 if TYPE_CHECKING:
+    from unstir.training.run import RunConfig
     from unstir.training.watch import Hold
 
 _A_LOOK = 0.1  # seconds; who watches a run has its lock for less
@@ -36,6 +38,27 @@ def changes_of(settings: Sequence[str], shortcuts: Mapping[str, object]) -> list
             raise ValueError(f"a setting is KEY.SUBKEY=VALUE, got {setting!r}")
         changes.append((path, value))
     return changes
+
+
+def with_codec(config: RunConfig, name: str, changes: Sequence[tuple[str, str]]) -> RunConfig:
+    """A run that draws the same pictures in the latents of a codec.
+
+    Args:
+        config: the run.
+        name: folder of the codec, or of the run that trained it.
+        changes: to be made to the run; the size of its pictures counts already.
+
+    Raises:
+        FileNotFoundError: if there is no such codec.
+        ValueError: if it is something else, or damaged.
+    """
+    from unstir.config import override
+    from unstir.model import in_latents, load_codec
+    from unstir.pipeline import locate_model
+
+    found = locate_model(name)
+    model = override(config, [change for change in changes if change[0] == "model.size"]).model
+    return replace(config, codec=str(found.resolve()), model=in_latents(model, load_codec(found).config))
 
 
 def run_folder(recipe: str | None, out: str | None, *, resume: bool) -> Path:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from unstir.cli.output import Whole, print_json, progress_bar, say
-from unstir.cli.runs import changes_of, first_difference, locked, progress_of, run_folder
+from unstir.cli.runs import changes_of, first_difference, locked, progress_of, run_folder, with_codec
 from unstir.cli.train_classifier import reader_asked_for, train_reader
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def _fresh(directory: Path, wanted: dict[str, Any], changes: Sequence[tuple[str,
     """The configuration of a new run."""
     from unstir.config import override
     from unstir.data.large import count_pictures
-    from unstir.model import in_latents, load_codec, load_model
+    from unstir.model import load_model
     from unstir.pipeline import locate_model
     from unstir.recipes import config_of, recipe_for
 
@@ -244,9 +244,7 @@ def _fresh(directory: Path, wanted: dict[str, Any], changes: Sequence[tuple[str,
         path = wanted["start"] if wanted["start"] == "builtin" else str(source.resolve())
         config = replace(config, start=path, model=load_model(source).config)
     if wanted["codec"] is not None:
-        found = locate_model(wanted["codec"])
-        model = override(config, [change for change in changes if change[0] == "model.size"]).model
-        config = replace(config, codec=str(found.resolve()), model=in_latents(model, load_codec(found).config))
+        config = with_codec(config, wanted["codec"], changes)
     config = override(config, changes)
     if not config.data and config.recipe != "emoji":
         raise ValueError(f"the recipe {config.recipe} needs pictures; give their folder with --data")

@@ -313,8 +313,20 @@ class KLAutoencoder(nn.Module):
         Raises:
             ValueError: if the pictures have other channels, or sides that the codec does not divide.
         """
+        return Posterior.of(self.moments(pictures))
+
+    def moments(self, pictures: Picture) -> Float[Tensor, "b m u v"]:
+        """Means and log-variances of the latents of pictures, one after another, before they are scaled.
+
+        Raises:
+            ValueError: if the pictures have other channels, or sides that the codec does not divide.
+        """
         require_pictures(pictures, self.config)
-        return Posterior.of(self.to_moments(self.encoder(pictures.to(self.last_weight.dtype))))
+        return self.to_moments(self.encoder(pictures.to(self.last_weight.dtype)))
+
+    def drawn(self, moments: Float[Tensor, "b m u v"], noise: Noise) -> Float[Tensor, "b k u v"]:
+        """Latents of these moments, drawn with ``noise`` and scaled."""
+        return self.scale * Posterior.of(moments).sample(noise)
 
     def there_and_back(self, pictures: Picture, noise: Noise) -> Coded:
         """One pass, for training: the latents are drawn.
@@ -335,7 +347,7 @@ class KLAutoencoder(nn.Module):
         Raises:
             ValueError: if the pictures have other channels, or sides that the codec does not divide.
         """
-        return (self.scale * self.posterior(pictures).sample(noise)).to(pictures.dtype)
+        return self.drawn(self.moments(pictures), noise).to(pictures.dtype)
 
     def decode(self, latents: Float[Tensor, "b k u v"]) -> Picture:
         """Pictures of latents.

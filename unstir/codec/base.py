@@ -104,6 +104,14 @@ class LearnedCodec(Codec, Protocol):
         """Of the decoder's last layer, where the gradients of two losses are weighed against each other."""
         ...
 
+    def moments(self, pictures: Picture) -> Float[Tensor, "b m u v"]:
+        """What the encoder says of pictures before anything is drawn: all of them that a cache has to keep."""
+        ...
+
+    def drawn(self, moments: Float[Tensor, "b m u v"], noise: Noise) -> Float[Tensor, "b k u v"]:
+        """Latents of these moments; ``encode`` is this of ``moments``."""
+        ...
+
     def there_and_back(self, pictures: Picture, noise: Noise) -> Coded:
         """One pass, for training."""
         ...

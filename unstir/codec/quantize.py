@@ -255,6 +255,14 @@ class QuantizedAutoencoder(nn.Module):
         require_pictures(pictures, self.config.autoencoder)
         return self.to_latents(self.encoder(pictures.to(self.last_weight.dtype)))
 
+    def moments(self, pictures: Picture) -> Float[Tensor, "b k u v"]:
+        """The same: nothing is drawn, so latents are all that there is to keep."""
+        return self.unquantized(pictures)
+
+    def drawn(self, moments: Float[Tensor, "b k u v"], noise: Noise) -> Float[Tensor, "b k u v"]:
+        """These latents, scaled."""
+        return self.scale * moments
+
     def there_and_back(self, pictures: Picture, noise: Noise) -> Coded:
         """One pass, for training; nothing is drawn.
 
@@ -291,7 +299,7 @@ class QuantizedAutoencoder(nn.Module):
         Raises:
             ValueError: if the pictures have other channels, or sides that the codec does not divide.
         """
-        return (self.scale * self.unquantized(pictures)).to(pictures.dtype)
+        return self.drawn(self.moments(pictures), noise).to(pictures.dtype)
 
     def decode(self, latents: Float[Tensor, "b k u v"]) -> Picture:
         """Pictures of latents, which are rounded to codes.

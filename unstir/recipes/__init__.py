@@ -13,6 +13,9 @@ from unstir.recipes.codec import codec as codec
 from unstir.recipes.codec import codec_vq as codec_vq
 from unstir.recipes.emoji import emoji as emoji
 from unstir.recipes.fine_tune import fine_tune as fine_tune
+from unstir.recipes.latent import codec_f8 as codec_f8
+from unstir.recipes.latent import latent as latent
+from unstir.recipes.latent import pixel as pixel
 from unstir.recipes.naive import naive as naive
 from unstir.recipes.naive import naive_cifar10 as naive_cifar10
 from unstir.recipes.naive import naive_of as naive_of
@@ -25,8 +28,10 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "cifar10": cifar10,
     "emoji": emoji,
     "fine-tune": fine_tune,
+    "latent": latent,
     "naive": naive,
     "naive-cifar10": naive_cifar10,
+    "pixel": pixel,
     "tiny": tiny,
 }
 
@@ -37,6 +42,7 @@ CLASSIFIER_RECIPES: dict[str, Callable[[], ClassifierRun]] = {
 
 CODEC_RECIPES: dict[str, Callable[[], CodecRun]] = {
     "codec": codec,
+    "codec-f8": codec_f8,
     "codec-vq": codec_vq,
 }
 

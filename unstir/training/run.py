@@ -6,6 +6,7 @@ Does not know: command lines, terminals.
     RUN/run.json             the resolved configuration, and which data it saw
     RUN/tokenizer.json       the words
     RUN/codec/               the codec in whose latents it draws, where that has weights
+    RUN/latents/             what that makes of each picture, so that it is asked once
     RUN/log.jsonl            losses, rates, speed, held-out loss per band
     RUN/tensorboard/         the same for TensorBoard, where the configuration asks for it
     RUN/previews/            what it drew, from the first step on
@@ -300,7 +301,14 @@ def execute(
     require_loggers(config.log_to)
     reader = _reader(directory, config, data)
     codec = trained_codec(config, directory)
-    trainer = Trainer(first_model(config, reader, codec), data.train, config.training, device=device, team=team)
+    trainer = Trainer(
+        first_model(config, reader, codec),
+        data.train,
+        config.training,
+        device=device,
+        team=team,
+        folder=directory / "latents" if team.is_first else None,
+    )
     parts = ()
     if config.training.micro_batch == "auto":  # from here on a number: whoever resumes must round as this run does
         config = replace(config, training=replace(config.training, micro_batch=trainer.micro_batch))
@@ -429,6 +437,8 @@ class _Watcher:
 
     def save(self, trainer: Trainer) -> None:
         trainer.require_finite()
+        if trainer.encoded is not None:
+            trainer.encoded.flush()
         save_checkpoint(self.checkpoints, trainer.checkpoint(), trainer.team)
         weights = whole(trainer.ema_network.state_dict())  # every process gives its shards
         if not trainer.team.is_first:
@@ -466,9 +476,9 @@ class _Watcher:
         if not len(self.data.validation):
             return
         chosen = self.data.validation.rows(range(min(_VALIDATION_PICTURES, len(self.data.validation))))
-        pictures = to_unit(torch.stack(list(chosen.pictures))).to(trainer.device)
+        pictures = to_unit(torch.stack(list(chosen.pictures)))
         noise = KeyedNoise(keys=tuple((0, CODEC, i) for i in range(len(chosen))))
-        latents = trainer.model.codec.encode(pictures, noise)
+        latents = trainer.latents_of(pictures, noise)
         condition = read_all(trainer.model.reader, [captions[0] if captions else "" for captions in chosen.captions])
         condition = condition.map(lambda tensor: tensor.to(trainer.device))
         was_training = trainer.network.training

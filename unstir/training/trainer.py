@@ -12,11 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import torch
 from torch import nn
 
+from unstir.codec import LearnedCodec
 from unstir.condition import Condition
 from unstir.conditioning.captions import Wording
 from unstir.config import registered
@@ -31,6 +33,7 @@ from unstir.training.culprit import culprit
 from unstir.training.ema import ema_decay
 from unstir.training.engine import Team, whole_of
 from unstir.training.feed import Feed, Foresight, is_of_one_shape, of_one_length, pinned, resident, workers_of
+from unstir.training.latents import Encoded, LatentCache
 from unstir.training.memory import free_bytes, kept_bytes, most_that_fit
 from unstir.training.optimizer import OptimizerConfig, learning_rate
 from unstir.training.step import Learner, Moved, NotFiniteError
@@ -97,6 +100,8 @@ class TrainingConfig:
         optimizer: how weights move.
         ema: how they are averaged.
         wording: how captions are varied.
+        latents: how is kept what a codec with weights makes of each picture, so that it does so once and not every
+            step: float32 (which changes nothing), float16 (half the room, rounded), or off.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -118,6 +123,7 @@ class TrainingConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     wording: Wording = field(default_factory=Wording)
+    latents: Literal["float32", "float16", "off"] = "float32"
 
     def __post_init__(self) -> None:
         """Refuse a run without pictures."""
@@ -190,6 +196,7 @@ class Trainer:
         config: how.
         device: where.
         team: the processes that train as one; each sees its part of every batch.
+        folder: where latents are kept, if the codec has weights; None keeps some in memory.
 
     Raises:
         ValueError: if the batch cannot be divided among them.
@@ -203,6 +210,7 @@ class Trainer:
         *,
         device: str = "auto",
         team: Team | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.model, self.data, self.config, self.team = model, data, config, team or Team()
         if config.batch % self.team.size:
@@ -224,7 +232,10 @@ class Trainer:
             way=config.parallel,
         )
         self.denoiser = self._denoiser(self.learner.called)
-        self._shown, self._foresight = resident(data, self.device), Foresight()
+        self.encoded = encoded_of(model, config, self.device, folder)
+        # Whose moments are looked up by its bytes has to be here.
+        self._shown = data if self.encoded is not None else resident(data, self.device)
+        self._foresight = Foresight()
         self.feed = Feed(self._prepare, self._follow, workers=workers_of(config.workers, self.device))
         self.objective = objective_of(config)
         self.images_seen = 0
@@ -296,7 +307,10 @@ class Trainer:
         return (start, min(self.config.batch, left)) if left > 0 else None
 
     def _prepare(self, start: int, count: int) -> list[tuple[Picture, Condition, Noise]]:
-        """This process's rows of a batch as ``batch_of`` makes it, ready for the device; called by threads too."""
+        """This process's rows of a batch as ``batch_of`` makes it, ready for the device; called by threads too.
+
+        Where the codec has weights, pictures are there already what its encoder says of them.
+        """
         mine = self.team.rows(count)
         parts = batch_of(
             self._shown,
@@ -307,6 +321,8 @@ class Trainer:
             count=max(mine.stop - mine.start, 1),  # who has none comes along with one: the others wait for it
             drop=self.model.config.condition_drop,
         )
+        if self.encoded is not None:
+            parts = [(self.encoded.of(pictures), condition, noise) for pictures, condition, noise in parts]
         if self.learner.is_compiled:  # for every length of the words it would be compiled again
             longest = self.model.reader.max_tokens
             parts = [(pictures, of_one_length(condition, longest), noise) for pictures, condition, noise in parts]
@@ -324,8 +340,19 @@ class Trainer:
             pictures.to(self.device, non_blocking=is_pinned),
             condition.map(lambda tensor: tensor.to(self.device, non_blocking=is_pinned)),
         )
-        latents = self.model.codec.encode(pictures, noise.at(CODEC))
+        latents = self._drawn(pictures, noise.at(CODEC))
         return self.objective(self.denoiser, latents, condition, noise.at(OBJECTIVE))
+
+    def latents_of(self, pictures: Picture, noise: Noise) -> Picture:
+        """Latents of pictures, on the device, by what is kept where something is."""
+        given = pictures if self.encoded is None else self.encoded.of(pictures)
+        return self._drawn(given.to(self.device), noise)
+
+    def _drawn(self, given: Picture, noise: Noise) -> Picture:
+        """Latents of pictures, or of what an encoder said of them."""
+        if self.encoded is None:
+            return self.model.codec.encode(given, noise)
+        return cast(LearnedCodec, self.model.codec).drawn(given, noise)
 
     def run(
         self, hooks: Sequence[Callable[[Trainer, Report], None]], *, should_stop: Callable[[], bool] = lambda: False
@@ -383,6 +410,22 @@ class Trainer:
             f"(gradient norm {moved.norm.item():.3g}){source and '; ' + source}; the last checkpoint is untouched: "
             "resume with a lower --training.optimizer.learning_rate or in float32"
         )
+
+
+def encoded_of(model: Model, config: TrainingConfig, device: torch.device, folder: Path | None) -> Encoded | None:
+    """What training sees of pictures through the codec of a model; None where that has no weights.
+
+    Args:
+        model: whose codec, on the device.
+        config: how latents are kept.
+        device: where they are made.
+        folder: where they are kept; None is in memory.
+    """
+    if not isinstance(model.codec, nn.Module):
+        return None
+    cache = None if config.latents == "off" else LatentCache(folder)
+    dtype = torch.float16 if config.latents == "float16" else torch.float32
+    return Encoded(cast(LearnedCodec, model.codec), device, cache, dtype=dtype)
 
 
 def memory_of(trainer: Trainer) -> tuple[int, int]:
