@@ -74,7 +74,7 @@ class Stand:
     def answer(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, Any, str]:
         if method == "POST":
             return self.accept(json.loads(body), headers.get("idempotency-key", ""))
-        _, _, kind, job, *rest = path.split("/")
+        _, _, kind, job, *rest = path.partition("?")[0].split("/")
         if kind == "pictures":
             return 200, f"{job}/{rest[0]}".encode(), ""
         if job not in self.jobs or self.jobs[job]["number"] in self.forgotten:

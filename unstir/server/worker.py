@@ -407,7 +407,7 @@ def _outer_kind(picture: _Picture) -> Hashable:
     return picture.work.model, request.width, request.height, request.precision, request.tile
 
 
-_FILLED = ("kept", "word_weights", "labels")  # a condition need not say it: joined with one that does, it says the usual
+_FILLED = ("kept", "word_weights", "labels")  # who does not say it says the usual, where it is joined with who does
 
 
 def _inner_kind(call: Call, precision: str) -> Hashable:

@@ -197,7 +197,8 @@ class Encoded:
 
     def _made(self, pictures: Picture) -> Float[Tensor, "b m u v"]:
         self.made += len(pictures)
-        parts = pictures.split(1 if self.device.type == "cpu" else len(pictures))
+        rows = 1 if self.device.type == "cpu" else max(1, len(pictures))
+        parts = [pictures[start : start + rows] for start in range(0, len(pictures), rows)]
         return torch.cat([self.codec.moments(part.to(self.device)) for part in parts])
 
 
@@ -206,7 +207,7 @@ def checksum_of_codec(codec: LearnedCodec) -> str:
     digest = hashlib.sha256(repr(codec.config).encode())
     for name, weight in sorted(cast(nn.Module, codec).state_dict().items()):
         digest.update(repr((name, tuple(weight.shape), str(weight.dtype))).encode())
-        digest.update(cast(Any, weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
