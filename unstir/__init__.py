@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from unstir.pipeline import Pipeline as Pipeline
     from unstir.pipeline import Request as Request
     from unstir.pipeline import load as load
+    from unstir.plugged import plug as plug
 
 __version__ = "0.1.0"
-__all__ = ["Pipeline", "Request", "__version__", "load"]
+__all__ = ["Pipeline", "Request", "__version__", "load", "plug"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,4 +23,8 @@ def __getattr__(name: str) -> Any:
         from unstir import pipeline
 
         return getattr(pipeline, name)
+    if name == "plug":
+        from unstir.plugged import plug
+
+        return plug
     raise AttributeError(f"module 'unstir' has no attribute {name!r}")

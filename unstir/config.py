@@ -20,17 +20,21 @@ T = TypeVar("T")
 
 
 def registered(
-    registry: Mapping[str, type[Any]], parts: Mapping[str, Mapping[str, type[Any]]] | None = None
+    registry: Mapping[str, type[Any]],
+    parts: Mapping[str, Mapping[str, type[Any]]] | None = None,
+    *,
+    otherwise: str = "",
 ) -> tuple[PlainValidator, PlainSerializer]:
     """Annotations for a field that holds one of several classes: it is stored as ``{"kind": name, ...fields}``.
 
     Args:
         registry: the classes, by name.
         parts: registries of fields, by the fields' names, that hold such an object in their turn.
+        otherwise: what may be done about a name that is unknown, as the end of a sentence.
     """
 
     def build(value: object) -> object:
-        return _build(value, registry, parts or {})
+        return _build(value, registry, parts or {}, otherwise)
 
     def describe(value: object) -> dict[str, Any]:
         return _describe(value, registry, parts or {})
@@ -38,13 +42,15 @@ def registered(
     return PlainValidator(build), PlainSerializer(describe)
 
 
-def _build(value: object, registry: Mapping[str, type[Any]], parts: Mapping[str, Mapping[str, type[Any]]]) -> object:
+def _build(
+    value: object, registry: Mapping[str, type[Any]], parts: Mapping[str, Mapping[str, type[Any]]], otherwise: str = ""
+) -> object:
     if type(value) in registry.values():
         return value
     given = dict(cast("dict[str, Any]", value)) if isinstance(value, dict) else {"kind": value}
     kind = str(given.pop("kind", None))
     if kind not in registry:
-        raise ValueError(f"unknown kind {kind!r}; there are {', '.join(registry)}")
+        raise ValueError(f"unknown kind {kind!r}; there are {', '.join(registry)}{otherwise}")
     cls = registry[kind]
     own = {field.name: field for field in fields(cls)}
     if not own.keys() & parts.keys():

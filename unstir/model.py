@@ -13,6 +13,7 @@ import math
 import os
 import re
 import shutil
+from collections import ChainMap
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -43,6 +44,7 @@ from unstir.diffusion.schedule import SCHEDULES, RectifiedFlow, Schedule
 from unstir.diffusion.spacing import LEGACY, SPACINGS, Explicit, Sections, Spacing
 from unstir.nn import NETWORKS, DiTConfig
 from unstir.nn.text import TextConfig
+from unstir.plugged import PLUGGED, Plugged, is_plugged, plug_from_environment
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
@@ -141,6 +143,11 @@ _PARTS: dict[str, dict[str, type[Any]]] = {
 }
 """What a parameterization may be made of."""
 
+_SHAPES = ChainMap({name: config for name, (config, _) in NETWORKS.items()}, PLUGGED)
+_HOW_TO_PLUG = (
+    "; a network of somebody's own is known once its file has called unstir.plug: name that file in UNSTIR_PLUG"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -167,9 +174,7 @@ class ModelConfig:
         default_factory=PredictX0
     )
     self_conditioned: bool = False
-    network: Annotated[Any, *registered({name: config for name, (config, _) in NETWORKS.items()})] = field(
-        default_factory=DiTConfig
-    )
+    network: Annotated[Any, *registered(_SHAPES, otherwise=_HOW_TO_PLUG)] = field(default_factory=DiTConfig)
     codec: Annotated[CodecShape, *registered(CODECS)] = field(default_factory=Identity)
     size: int = 64
     condition_drop: float = 0.1
@@ -263,7 +268,7 @@ def build(
     if not isinstance(config.codec, BitPlanes) and config.codec.channels != 3:
         raise ValueError(f"pictures have 3 channels, the codec takes {config.codec.channels}")
     channels = config.codec.latent_channels
-    comes_in, goes_out = channels * (2 if config.self_conditioned else 1), channels * config.parameterization.outputs
+    comes_in, goes_out = _channels_of(config)
     if (network.in_channels, network.out_channels) != (comes_in, goes_out):
         raise ValueError(
             f"the codec gives {channels} channels, so the network must take {comes_in} and give {goes_out}, but it "
@@ -276,6 +281,8 @@ def build(
         raise ValueError(
             f"the network takes pictures of size {expected}, the model says {config.size}; change one of them"
         )
+    if isinstance(network, Plugged):
+        network.try_on()
     process = PROCESSES[config.process](schedule=config.schedule)
     denoiser: NetworkDenoiser[Condition] = NetworkDenoiser(
         network, process, config.parameterization, is_self_conditioned=config.self_conditioned
@@ -336,14 +343,34 @@ def text_of(config: ModelConfig) -> TextConfig:
     Raises:
         ValueError: if the network reads none.
     """
+    if is_plugged(config.network) and not is_told_words(config):
+        return TextConfig()  # captions are read into words all the same, and nobody looks at those
     text = config.network.text
     if text is None:
         raise ValueError("a model is told words, so its network reads them: leave network.text as it is, not null")
     return text
 
 
+def is_told_words(config: ModelConfig) -> bool:
+    """Whether the network is told words; one that was plugged in need not be."""
+    return getattr(config.network, "text", None) is not None
+
+
+def _channels_of(config: ModelConfig) -> tuple[int, int]:
+    """The channels that the network must take and give."""
+    count = config.codec.latent_channels
+    return count * (2 if config.self_conditioned else 1), count * config.parameterization.outputs
+
+
 def network_of(config: ModelConfig) -> Any:
-    """The network that a configuration describes, with fresh weights."""
+    """The network that a configuration describes, with fresh weights.
+
+    Raises:
+        TypeError: if it was plugged in, and makes no module.
+        ValueError: if it cannot be made.
+    """
+    if is_plugged(config.network):
+        return Plugged(config.network, *_channels_of(config), config.size // config.codec.downsampling)
     for shape, network in NETWORKS.values():
         if type(config.network) is shape:
             return network(config.network)
@@ -368,7 +395,10 @@ def save_model(
     """
     with new_folder(directory) as temporary:
         source = weights if weights is not None else cast(nn.Module, model.denoiser.network).state_dict()
-        tensors = {name: tensor.detach().to("cpu", dtype) for name, tensor in source.items()}
+        tensors = {
+            name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
+            for name, tensor in source.items()
+        }
         write_tensors(temporary / "model.safetensors", tensors)
         checksum = checksum_of(temporary / "model.safetensors")
         (temporary / "tokenizer.json").write_text(model.reader.tokenizer.to_str(pretty=False), "utf-8")
@@ -482,6 +512,7 @@ def load_model(directory: Path) -> Model:
         FileNotFoundError: if it is no model folder.
         ValueError: if a file in it is foreign, corrupt, of another version, or does not belong to the others.
     """
+    plug_from_environment()
     written = read_description(directory, "model", ModelConfig)
     config, expected_words = written.config, written.tokenizer_checksum
     try:

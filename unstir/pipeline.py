@@ -53,8 +53,13 @@ from unstir.editing import (
     referred,
     shares,
 )
+<<<<<<< HEAD
 from unstir.model import Model, load_model, place_codec, spacing_of, steps_of
 from unstir.replay import Ask, Read, Replayed, Wrapped, read_by
+=======
+from unstir.model import Model, is_told_words, load_model, place_codec, spacing_of, steps_of
+from unstir.replay import Ask, Replayed, Wrapped
+>>>>>>> 59011c3 (Anybody's network by a name: unstir.plug, UNSTIR_PLUG, docs/networks.md (last edits not yet tested: quiet at the time limit))
 from unstir.speedups import is_on
 from unstir.steering import TILTED, Steering, Told, denoiser_of, process_of, require_fit
 from unstir.typing import X, floats
@@ -264,7 +269,7 @@ class Pipeline:
             steps=defaults.steps,
             sampler=defaults.sampler,
             grid=defaults.grid,
-            guidance_scale=defaults.guidance_scale if self.model.config.condition_drop else 1.0,
+            guidance_scale=defaults.guidance_scale if self._is_guidable else 1.0,
             guidance_interval=defaults.guidance_interval,
             eta=defaults.eta,
             width=size,
@@ -317,6 +322,11 @@ class Pipeline:
             raise ValueError(f"row must be below rows, got {request.row} of {request.rows}")
         resolve_precision(request.precision, self.device)
         return request
+
+    @property
+    def _is_guidable(self) -> bool:
+        """Whether the model knows what it would draw without words, and draws anything else with them."""
+        return self.model.config.condition_drop > 0 and is_told_words(self.model.config)
 
     def _check_guidance(self, request: Request) -> None:
         if not math.isfinite(request.guidance_scale) or abs(request.guidance_scale) > 100:
@@ -725,6 +735,8 @@ class Pipeline:
         for request, picture in zip(requests, drawn, strict=True):
             longer = "" if request.syntax == "weighted" else "; --prompt-syntax weighted reads longer ones"
             told = [f"{cut}{longer}" for cut in cuts if cut.prompt in _words(request)]
+            if not is_told_words(self.model.config):
+                told = ["this model is told no words: prompts decide nothing, nor does guidance"]
             if request.negative and request.guidance_scale == 1:
                 told.append("the negative prompt has no influence at guidance 1")
             if request.steering.needs_scale and request.guidance_scale == 1:

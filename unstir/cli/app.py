@@ -62,6 +62,7 @@ def run(arguments: list[str]) -> int:
             arguments = as_settings(arguments)
         with without(*named(os.environ.get(VARIABLE, ""))):
             keep_memory()
+            _plug_in()
             status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
@@ -83,6 +84,14 @@ def run(arguments: list[str]) -> int:
         return _tell(1, str(error) or type(error).__name__, error)
     except Exception as error:
         return _tell(1, _unforeseen(error), error)
+
+
+def _plug_in() -> None:
+    """Run the user's file that plugs networks in, where one is named; nobody else waits for torch here."""
+    if os.environ.get("UNSTIR_PLUG"):
+        from unstir.plugged import plug_from_environment
+
+        plug_from_environment()
 
 
 def _unforeseen(error: Exception) -> str:
