@@ -53,13 +53,8 @@ from unstir.editing import (
     referred,
     shares,
 )
-<<<<<<< HEAD
-from unstir.model import Model, load_model, place_codec, spacing_of, steps_of
-from unstir.replay import Ask, Read, Replayed, Wrapped, read_by
-=======
 from unstir.model import Model, is_told_words, load_model, place_codec, spacing_of, steps_of
-from unstir.replay import Ask, Replayed, Wrapped
->>>>>>> 59011c3 (Anybody's network by a name: unstir.plug, UNSTIR_PLUG, docs/networks.md (last edits not yet tested: quiet at the time limit))
+from unstir.replay import Ask, Read, Replayed, Wrapped, read_by
 from unstir.speedups import is_on
 from unstir.steering import TILTED, Steering, Told, denoiser_of, process_of, require_fit
 from unstir.typing import X, floats

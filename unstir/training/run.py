@@ -302,7 +302,6 @@ def execute(
     require_loggers(config.log_to)
     reader = _reader(directory, config, data)
     codec = trained_codec(config, directory)
-<<<<<<< HEAD
     trainer = Trainer(
         first_model(config, reader, codec),
         data.train,
@@ -311,11 +310,7 @@ def execute(
         team=team,
         folder=directory / "latents" if team.is_first else None,
     )
-    parts = ()
-=======
-    trainer = Trainer(first_model(config, reader, codec), data.train, config.training, device=device, team=team)
     parts: tuple[str, ...] = ()
->>>>>>> 59011c3 (Anybody's network by a name: unstir.plug, UNSTIR_PLUG, docs/networks.md (last edits not yet tested: quiet at the time limit))
     if config.training.micro_batch == "auto":  # from here on a number: whoever resumes must round as this run does
         config = replace(config, training=replace(config.training, micro_batch=trainer.micro_batch))
         parts = (f"{trainer.micro_batch} of {config.training.batch} pictures of a batch at once",)
