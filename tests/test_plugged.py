@@ -353,7 +353,7 @@ def test_a_multiple_is_a_number_of_pixels() -> None:
         multiple = 0
 
     plug("wrong", Wrong)
-    with pytest.raises(ValueError, match="the multiple of the network 'wrong' is a number of pixels, got 0"):
+    with pytest.raises(ValueError, match="the network 'wrong' should say a number of pixels as its multiple, got 0"):
         build(config_of("wrong"), READER)
 
 

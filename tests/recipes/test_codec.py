@@ -23,7 +23,7 @@ def test_every_recipe_builds_and_survives_json(name: str) -> None:
     with torch.device("meta"):
         weights = sum(weight.numel() for weight in config.codec.build().parameters())
         judge = PatchDiscriminator(config.training.discriminator)
-    assert weights < 2_000_000
+    assert weights < 3_500_000
     assert config.size >= judge.smallest
     assert config.training.weights.adversarial_start < config.training.images
 
