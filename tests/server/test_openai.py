@@ -89,13 +89,15 @@ def listening(app: FastAPI) -> Iterator[int]:
     place.bind(("127.0.0.1", 0))
     place.listen()  # who connects from now on waits until the server is there
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=5))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [place]})
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
     thread.start()
     try:
         yield place.getsockname()[1]
     finally:
         server.should_exit = True
-        thread.join()
+        thread.join(SECONDS / 4)
+        server.force_exit = True  # uvicorn's own server was once seen to wait for ever; ours is another, see listener
+        thread.join(SECONDS / 4)
         place.close()
 
 
