@@ -108,7 +108,6 @@ def serve(
     with bind(host, port) as place, _extra():
         from dataclasses import replace
 
-        from unstir.device import one_thread
         from unstir.server.app import create
         from unstir.server.asking import Limits
         from unstir.server.logs import Log
@@ -118,8 +117,7 @@ def serve(
 
         devices = devices_of(device, replicas)
         make_worker = drawer(model, devices, replicas, precision)
-        with one_thread():  # two threads that have ever shared work with helpers slow each other down from then on
-            pipes = opened(model, device=devices[0], precision=precision)
+        pipes = opened(model, device=devices[0], precision=precision)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         limits = Limits() if queue is None else replace(Limits(), queue=queue)
         log = Log(has_prompts=log_prompts, has_requests=not quiet)
@@ -151,6 +149,7 @@ def opened(models: Sequence[str], *, device: str, precision: str) -> dict[str, P
     Raises:
         ValueError: if two have the same name, or as ``load``.
     """
+    from unstir.device import one_thread
     from unstir.model import load_model
     from unstir.pipeline import Pipeline, locate_model
 
@@ -159,7 +158,8 @@ def opened(models: Sequence[str], *, device: str, precision: str) -> dict[str, P
         name = model if model == "builtin" else _short(Path(model))
         if name in pipes:
             raise ValueError(f"two models are called {name}; rename one of the folders")
-        pipes[name] = Pipeline(load_model(locate_model(model)), name=model, device=device, precision=precision)
+        with one_thread():  # two threads that have ever shared work with helpers slow each other down from then on
+            pipes[name] = Pipeline(load_model(locate_model(model)), name=model, device=device, precision=precision)
     return pipes
 
 
@@ -194,11 +194,9 @@ def drawer(
         return None
 
     def side_by_side(pipes: Mapping[str, Pipeline], listener: Listener) -> Drawer:
-        from unstir.device import one_thread
         from unstir.server.devices import Devices
 
-        with one_thread():
-            others = [opened(models, device=device, precision=precision) for device in devices[1:]]
+        others = [opened(models, device=device, precision=precision) for device in devices[1:]]
         return Devices([pipes, *others], listener)
 
     return side_by_side
