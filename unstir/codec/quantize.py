@@ -246,18 +246,14 @@ class QuantizedAutoencoder(nn.Module):
         """Of the decoder's last layer, where the gradients of two losses are weighed against each other."""
         return self.decoder.last.weight
 
-    def unquantized(self, pictures: Picture) -> Float[Tensor, "b k u v"]:
-        """Latents of pictures, neither rounded nor scaled.
+    def moments(self, pictures: Picture) -> Float[Tensor, "b k u v"]:
+        """Latents of pictures, neither rounded nor scaled: nothing is drawn, so they are all that there is to keep.
 
         Raises:
             ValueError: if the pictures have other channels, or sides that the codec does not divide.
         """
         require_pictures(pictures, self.config.autoencoder)
         return self.to_latents(self.encoder(pictures.to(self.last_weight.dtype)))
-
-    def moments(self, pictures: Picture) -> Float[Tensor, "b k u v"]:
-        """The same: nothing is drawn, so latents are all that there is to keep."""
-        return self.unquantized(pictures)
 
     def drawn(self, moments: Float[Tensor, "b k u v"], noise: Noise) -> Float[Tensor, "b k u v"]:
         """These latents, scaled."""
@@ -269,7 +265,7 @@ class QuantizedAutoencoder(nn.Module):
         Raises:
             ValueError: if the pictures have other channels, or sides that the codec does not divide.
         """
-        found: Quantized = self.codebook(self.unquantized(pictures))
+        found: Quantized = self.codebook(self.moments(pictures))
         costs = {"codebook": found.codebook_loss, "commitment": found.commitment_loss}
         return Coded(reconstruction=self.reconstruct(found.latents), costs=costs, indices=found.indices)
 
@@ -283,7 +279,7 @@ class QuantizedAutoencoder(nn.Module):
         Raises:
             ValueError: if the pictures have other channels, or sides that the codec does not divide.
         """
-        return self.codebook.nearest(self.unquantized(pictures))
+        return self.codebook.nearest(self.moments(pictures))
 
     def decode_indices(self, indices: Int[Tensor, "b u v"]) -> Picture:
         """Pictures of codes, by number.

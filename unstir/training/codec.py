@@ -274,7 +274,7 @@ class CodecTrainer:
         if not every or before // every == self.images_seen // every:
             return
         with torch.no_grad():
-            latents = codec.unquantized(x)
+            latents = codec.moments(x)
         for book in (codec.codebook, cast(QuantizedAutoencoder, self.ema_codec).codebook):
             book.revive(self.counts, latents, noise.at(_REVIVAL))
         self.counts.zero_()
